@@ -1,0 +1,17 @@
+"""Your own domains: the one place to mount them; template updates leave this file alone."""
+
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+
+from app.core.events import EventBus
+
+# Behind the guard of app/api.py and the API's default rate limit.
+PROTECTED_ROUTERS: Sequence[APIRouter] = ()
+
+# Reachable by everyone, under the API's default rate limit.
+PUBLIC_ROUTERS: Sequence[APIRouter] = ()
+
+
+def subscribe(events: EventBus) -> None:
+    """Subscribe your domains to events: `events.subscribe(OrderPlaced, handler)`."""

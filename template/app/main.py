@@ -1,0 +1,43 @@
+"""The HTTP service's composition root."""
+
+from fastapi import FastAPI
+
+from app.api import include_routers
+from app.core.errors import install_error_handlers
+from app.core.http_stack import install_http_stack
+from app.core.logging import configure_logging
+from app.lifespan import create_lifespan
+from app.settings import InvalidSettings, Settings, load_settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application; serve it with `uvicorn app.main:create_app --factory`.
+
+    Args:
+        settings: The settings to use; read from the environment when omitted.
+
+    Raises:
+        SystemExit: when the environment is invalid, with a line for each variable.
+    """
+    settings = settings or _settings_or_exit()
+    configure_logging(settings)
+    app = FastAPI(
+        title=settings.APP_NAME,
+        lifespan=create_lifespan(settings),
+        # A public schema is a map of the attack surface.
+        openapi_url=None if settings.is_production else "/openapi.json",
+        redoc_url=None,
+        max_body_size=settings.MAX_BODY_SIZE,
+    )
+    include_routers(app)
+    install_error_handlers(app)
+    install_http_stack(app, settings)
+    return app
+
+
+def _settings_or_exit() -> Settings:
+    try:
+        return load_settings()
+    except InvalidSettings as error:
+        message = f"The service cannot start with this environment:\n{error}"
+        raise SystemExit(message) from None
