@@ -1,0 +1,224 @@
+"""Rate limits: a sliding window for each caller of each route."""
+
+import math
+import time
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache
+from ipaddress import AddressValueError, IPv6Address
+from typing import NamedTuple, Protocol
+
+from pydantic import Field
+from starlette.requests import HTTPConnection
+
+from app.core.errors import TooManyRequestsError
+from app.core.principal import principal_of
+from app.core.settings import Section
+
+_NANOSECONDS = 1_000_000_000
+
+
+class RateLimitSettings(Section):
+    """The limit of every route of the API that does not set a stricter one."""
+
+    RATE_LIMIT_REQUESTS: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="How many requests a caller may make to one route within the window. There is "
+        "no value that means no limit; set a high one.",
+    )
+    RATE_LIMIT_WINDOW_SECONDS: int = Field(
+        default=60, ge=1, le=86_400, description="The length of the sliding window."
+    )
+
+
+class RateLimit(NamedTuple):
+    """At most `requests` within any `window_seconds`."""
+
+    requests: int
+    window_seconds: float
+
+
+class Decision(NamedTuple):
+    """What the limiter says to one request.
+
+    `reset_after_seconds` is when `remaining` next grows: a refused caller who waits that long
+    is let through.
+    """
+
+    allowed: bool
+    limit: int
+    remaining: int
+    reset_after_seconds: float
+
+
+class RateLimiter(Protocol):
+    """Counts requests; implementations differ in where they keep the counts."""
+
+    async def hit(self, key: str, limit: RateLimit) -> Decision:
+        """Count one request under `key` unless the limit is reached, in one atomic step.
+
+        Refused requests are not counted: hammering does not prolong the wait.
+        """
+
+
+class MemoryRateLimiter:
+    """Keeps the counts in this process: with several processes, each allows the limit for itself.
+
+    An exact log of each key's requests rather than a counter for each window: no burst of twice
+    the limit at a window's edge, and a steady rate below the limit is never refused. A request
+    takes 8 bytes for one window.
+
+    Args:
+        max_keys: How many callers to remember. Beyond it the one unseen for longest is
+            forgotten, so that a flood of addresses cannot exhaust the memory.
+        clock: Nanoseconds that never go back.
+    """
+
+    def __init__(
+        self, max_keys: int = 50_000, clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self._max_keys = max_keys
+        self._clock = clock
+        # The least recently seen first. Each value holds when its requests stop counting.
+        self._expiries: OrderedDict[str, array[int]] = OrderedDict()
+
+    async def hit(self, key: str, limit: RateLimit) -> Decision:
+        """Count one request; atomic because nothing in here awaits."""
+        now = self._clock()
+        expiries = self._expiries.get(key)
+        if expiries is None:
+            self._make_room(now)
+            expiries = self._expiries[key] = array("q")
+        else:
+            self._expiries.move_to_end(key)
+            if expiries and expiries[0] <= now:
+                del expiries[: bisect_right(expiries, now)]
+        allowed = len(expiries) < limit.requests
+        if allowed:
+            expiries.append(now + int(limit.window_seconds * _NANOSECONDS))
+        return Decision(
+            allowed,
+            limit.requests,
+            limit.requests - len(expiries),
+            (expiries[0] - now) / _NANOSECONDS,
+        )
+
+    def _make_room(self, now: int) -> None:
+        # Two for each one that is added: the finished ones go without a task or a pause.
+        for _ in range(2):
+            oldest = next(iter(self._expiries), None)
+            if oldest is None:
+                return
+            if len(self._expiries) < self._max_keys and self._expiries[oldest][-1] > now:
+                return
+            del self._expiries[oldest]
+
+
+def rate_limit(
+    requests: int | None = None, window_seconds: float | None = None, *, scope: str | None = None
+) -> "RateLimitDependency":
+    """A dependency that limits a route: `dependencies=[Depends(rate_limit(5, 60))]`.
+
+    Several limits on one route all count, and each can refuse; the headers tell of the one with
+    the fewest requests left. FastAPI reads a JSON body before any dependency, and the limit is
+    checked before that body is validated; a body that is not JSON at all is refused without
+    being counted.
+
+    Args:
+        requests: How many within the window; `RATE_LIMIT_REQUESTS` when omitted.
+        window_seconds: The window's length; `RATE_LIMIT_WINDOW_SECONDS` when omitted.
+        scope: Routes with the same scope share one budget; each has its own when omitted.
+    """
+    return RateLimitDependency(requests, window_seconds, scope)
+
+
+class RateLimitDependency:
+    """What `rate_limit` returns: called by FastAPI for each request."""
+
+    def __init__(
+        self, requests: int | None, window_seconds: float | None, scope: str | None
+    ) -> None:
+        if (requests is not None and requests < 1) or (
+            window_seconds is not None and window_seconds <= 0
+        ):
+            raise ValueError("a rate limit is at least one request within more than zero seconds")
+        self._requests = requests
+        self._window_seconds = window_seconds
+        self._scope = scope
+
+    async def __call__(self, connection: HTTPConnection) -> None:
+        """Count this request and announce what is left.
+
+        Raises:
+            TooManyRequestsError: when the caller has used the limit up.
+        """
+        settings: RateLimitSettings = connection.state.settings
+        limiter: RateLimiter = connection.state.rate_limiter
+        limit = RateLimit(
+            self._requests or settings.RATE_LIMIT_REQUESTS,
+            self._window_seconds or settings.RATE_LIMIT_WINDOW_SECONDS,
+        )
+        place = self._scope or _route(connection)
+        # The limit is part of the key, so that two limits on one route count apart.
+        key = f"{limit.requests}/{limit.window_seconds:g} {place} {caller(connection)}"
+        decision = await limiter.hit(key, limit)
+        _announce(connection, decision)
+        if not decision.allowed:
+            raise TooManyRequestsError(
+                "Too many requests; see Retry-After.",
+                headers={"Retry-After": str(_whole_seconds(decision))},
+            )
+
+
+def caller(connection: HTTPConnection) -> str:
+    """Who is counted: the principal, or the client's address where nobody is known.
+
+    The address is the connection's, or the one that a trusted proxy has reported.
+    """
+    principal = principal_of(connection)
+    if not principal.is_anonymous:
+        return f"principal:{principal.id}"
+    # A server on a Unix socket reports no client: then all share one budget.
+    return f"address:{_network(connection.client.host) if connection.client else 'unknown'}"
+
+
+@lru_cache(maxsize=4096)
+def _network(host: str) -> str:
+    """An IPv6 host's /64, as one subscriber holds at least that many addresses (RFC 6177)."""
+    if ":" not in host:
+        return host
+    try:
+        address = IPv6Address(host.partition("%")[0])
+    except AddressValueError:
+        return host
+    if address.ipv4_mapped:
+        return str(address.ipv4_mapped)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+
+
+def _route(connection: HTTPConnection) -> str:
+    scope = connection.scope
+    # The route of an included router knows its path without the prefix; FastAPI keeps the whole
+    # template in the effective context.
+    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
+    path = getattr(route, "path_format", None) or scope["path"]
+    return f"{scope.get('method', 'WEBSOCKET')} {path}"
+
+
+def _announce(connection: HTTPConnection, decision: Decision) -> None:
+    # Put on whatever is answered, errors included, by RequestMiddleware.
+    headers: dict[str, str] = connection.scope["state"].setdefault("response_headers", {})
+    announced = headers.get("RateLimit-Remaining")
+    if announced is not None and int(announced) < decision.remaining:
+        return
+    headers["RateLimit-Limit"] = str(decision.limit)
+    headers["RateLimit-Remaining"] = str(decision.remaining)
+    headers["RateLimit-Reset"] = str(_whole_seconds(decision))
+
+
+def _whole_seconds(decision: Decision) -> int:
+    return max(1, math.ceil(decision.reset_after_seconds))

@@ -1,0 +1,91 @@
+"""The time between a termination signal and the server's own shutdown, in which load moves away."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import structlog
+
+from app.core.settings import AppSettings
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_Handler = Callable[[int, FrameType | None], object]
+
+_log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def drain_on_sigterm(settings: AppSettings, callback: Callable[[], None]) -> Iterator[None]:
+    """Call `callback` on the first SIGTERM or SIGINT and hand it to the server after the drain.
+
+    The server stops accepting as soon as it learns of the signal, while a load balancer goes on
+    sending until it has seen a readiness of 503. So for `SHUTDOWN_DRAIN_SECONDS` the signal is
+    held back. A second signal ends the drain at once; whatever follows goes straight to the
+    server, which for a further SIGINT stops waiting for requests.
+
+    Enter it in the event loop, after the server has installed its handlers (uvicorn does so
+    before the lifespan). Where there is none, or outside the main thread, nothing happens.
+    """
+    server_handlers: dict[int, _Handler] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            # default_int_handler is Python's own Ctrl+C, not a server's.
+            if callable(handler) and handler is not signal.default_int_handler:
+                server_handlers[number] = handler
+    if not server_handlers:
+        yield
+        return
+
+    drain = _Drain(settings.SHUTDOWN_DRAIN_SECONDS, callback, server_handlers)
+    for number in server_handlers:
+        signal.signal(number, drain.on_signal)
+    try:
+        yield
+    finally:
+        drain.cancel()
+        for number, handler in server_handlers.items():
+            # Someone who came later is left alone. Bound methods are compared by ==.
+            if signal.getsignal(number) == drain.on_signal:
+                signal.signal(number, handler)
+
+
+class _Drain:
+    def __init__(
+        self, seconds: float, callback: Callable[[], None], server_handlers: dict[int, _Handler]
+    ) -> None:
+        self._seconds = seconds
+        self._callback = callback
+        self._server_handlers = server_handlers
+        self._loop = asyncio.get_running_loop()
+        self._draining = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        # A signal can arrive in the middle of any statement, such as one that holds a log's
+        # lock: only the loop may act on it.
+        self._loop.call_soon_threadsafe(self._act, number, frame)
+
+    def _act(self, number: int, frame: FrameType | None) -> None:
+        first, self._draining = not self._draining, True
+        if not first:
+            self.cancel()
+            self._hand_over(number, frame)
+            return
+        self._callback()
+        if self._seconds == 0:
+            self._hand_over(number, frame)
+            return
+        _log.info("draining", seconds=self._seconds, signal=signal.Signals(number).name)
+        self._timer = self._loop.call_later(self._seconds, self._hand_over, number, frame)
+
+    def _hand_over(self, number: int, frame: FrameType | None) -> None:
+        self._server_handlers[number](number, frame)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
