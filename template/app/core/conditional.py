@@ -1,4 +1,4 @@
-"""Conditional requests with strong entity tags: 304 for readers, 412 for stale writers (RFC 9110)."""
+"""Conditional requests (RFC 9110): 304 for readers that are up to date, 412 for stale writers."""
 
 import hashlib
 import re

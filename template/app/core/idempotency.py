@@ -3,14 +3,25 @@
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
 
 import structlog
 from fastapi import Depends, Header, Request, Response
 from pydantic import Field
-from sqlalchemy import JSON, ColumnElement, LargeBinary, String, and_, delete, insert, select, update
-from sqlalchemy import tuple_ as row_of
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    LargeBinary,
+    String,
+    and_,
+    delete,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
@@ -18,6 +29,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from app.core.database import Base, Database, SessionDep
 from app.core.errors import ConflictError, UnprocessableError
 from app.core.principal import PrincipalDep
+from app.core.routing import route_template
 from app.core.settings import Section
 
 # What a client may need of the first answer; the rest belongs to the single response.
@@ -25,7 +37,7 @@ _REPLAYED_HEADERS = ("content-type", "etag", "location")
 
 _PURGE_BATCH = 1000
 
-_log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class IdempotencySettings(Section):
@@ -51,7 +63,7 @@ class IdempotencyKey(Base):
     status: Mapped[int | None]
     headers: Mapped[dict[str, str] | None] = mapped_column(JSON)
     body: Mapped[bytes | None] = mapped_column(LargeBinary)
-    expires_at: Mapped[datetime] = mapped_column(index=True)
+    created_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Idempotency:
@@ -93,7 +105,11 @@ class Idempotency:
             .where(self._is(self._key))
             .values(
                 status=response.status_code,
-                headers={n: response.headers[n] for n in _REPLAYED_HEADERS if n in response.headers},
+                headers={
+                    name: value
+                    for name, value in response.headers.items()
+                    if name in _REPLAYED_HEADERS
+                },
                 body=bytes(response.body),
             )
         )
@@ -101,14 +117,13 @@ class Idempotency:
 
     async def _claim(self, key: str, fingerprint: str) -> IdempotencyKey | None:
         """Store the key for this request, or give what the first request with it has stored."""
-        now = datetime.now(UTC)
-        ttl = timedelta(seconds=self._request.state.settings.IDEMPOTENCY_TTL_SECONDS)
+        expired = _expired(self._request.state.settings)
         row = {
             "principal_id": self._principal_id,
             "operation": _operation(self._request),
             "key": key,
             "fingerprint": fingerprint,
-            "expires_at": now + ttl,
+            "created_at": datetime.now(UTC),
         }
         # The second round is for a key that has expired.
         for _ in range(2):
@@ -117,12 +132,12 @@ class Idempotency:
                 async with self._session.begin_nested():
                     await self._session.execute(insert(IdempotencyKey).values(row))
             except IntegrityError:
-                first = await self._session.scalar(select(IdempotencyKey).where(self._is(key)))
-                if first is not None and first.expires_at > now:
-                    return first
-                await self._session.execute(
-                    delete(IdempotencyKey).where(self._is(key), IdempotencyKey.expires_at <= now)
+                first = await self._session.scalar(
+                    select(IdempotencyKey).where(self._is(key), ~expired)
                 )
+                if first is not None:
+                    return first
+                await self._session.execute(delete(IdempotencyKey).where(self._is(key), expired))
             except DBAPIError as error:
                 if error.connection_invalidated:
                     raise
@@ -140,19 +155,16 @@ class Idempotency:
 
     async def _fingerprint(self) -> str:
         body = await self._request.body()
-        try:
+        with suppress(ValueError, RecursionError):
             # A client library may order the members anew when it repeats a request.
             body = json.dumps(json.loads(body), sort_keys=True).encode()
-        except (ValueError, RecursionError):
-            pass
         url = self._request.url
         parts = (self._request.method.encode(), url.path.encode(), url.query.encode(), body)
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
 def _operation(request: Request) -> str:
-    route = request.scope.get("fastapi", {}).get("effective_route_context") or request.scope["route"]
-    return f"{request.method} {route.path_format}"
+    return f"{request.method} {route_template(request.scope)}"
 
 
 def _replay(first: IdempotencyKey, fingerprint: str) -> Response:
@@ -162,6 +174,11 @@ def _replay(first: IdempotencyKey, fingerprint: str) -> Response:
         raise _in_progress()
     headers = {**(first.headers or {}), "Idempotency-Replayed": "true"}
     return Response(first.body, first.status, headers)
+
+
+def _expired(settings: IdempotencySettings) -> ColumnElement[bool]:
+    ttl = timedelta(seconds=settings.IDEMPOTENCY_TTL_SECONDS)
+    return IdempotencyKey.created_at <= datetime.now(UTC) - ttl
 
 
 def _in_progress() -> ConflictError:
@@ -200,12 +217,10 @@ def purge_expired_keys(
     """The periodic job that deletes what is no longer replayed, in short transactions."""
 
     async def purge() -> None:
-        identity = row_of(
-            IdempotencyKey.principal_id, IdempotencyKey.operation, IdempotencyKey.key
-        )
+        identity = tuple_(IdempotencyKey.principal_id, IdempotencyKey.operation, IdempotencyKey.key)
         expired = (
             select(IdempotencyKey.principal_id, IdempotencyKey.operation, IdempotencyKey.key)
-            .where(IdempotencyKey.expires_at <= datetime.now(UTC))
+            .where(_expired(settings))
             .limit(_PURGE_BATCH)
             # Several processes purge side by side instead of waiting for one another.
             .with_for_update(skip_locked=True)
@@ -213,11 +228,17 @@ def purge_expired_keys(
         purged = 0
         while True:
             async with database.transaction() as session:
-                result = await session.execute(delete(IdempotencyKey).where(identity.in_(expired)))
-            purged += result.rowcount
-            if result.rowcount < _PURGE_BATCH:
+                gone = await session.scalars(
+                    delete(IdempotencyKey)
+                    .where(identity.in_(expired))
+                    .returning(IdempotencyKey.key)
+                    .execution_options(synchronize_session=False)
+                )
+                batch = len(gone.all())
+            purged += batch
+            if batch < _PURGE_BATCH:
                 break
         if purged:
-            _log.info("idempotency_keys_purged", count=purged)
+            logger.info("idempotency_keys_purged", count=purged)
 
     return purge

@@ -34,7 +34,7 @@ class Page(ApiModel, Generic[T]):
     next_cursor: str | None = Field(description="`null` on the last page.")
 
     @classmethod
-    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         """Name the schema `OrderPage` rather than `Page_Order_` in OpenAPI and its clients."""
         return f"{params[0].__name__}Page"
 
@@ -103,9 +103,7 @@ def _decode(cursor: str, list_tag: bytes) -> UUID:
     return UUID(bytes=raw[len(prefix) :])
 
 
-async def fetch_slice(
-    session: AsyncSession, statement: Select[tuple[T]], params: PageParams
-) -> Slice[T]:
+async def fetch_slice(session: AsyncSession, statement: Select[T], params: PageParams) -> Slice[T]:
     """Run `statement` for one page, newest first.
 
     The cost is the same for every page, and rows that come or go between two requests neither

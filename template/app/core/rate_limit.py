@@ -15,6 +15,7 @@ from starlette.requests import HTTPConnection
 
 from app.core.errors import TooManyRequestsError
 from app.core.principal import principal_of
+from app.core.routing import route_template
 from app.core.settings import Section
 
 _NANOSECONDS = 1_000_000_000
@@ -202,11 +203,7 @@ def _network(host: str) -> str:
 
 def _route(connection: HTTPConnection) -> str:
     scope = connection.scope
-    # The route of an included router knows its path without the prefix; FastAPI keeps the whole
-    # template in the effective context.
-    route = scope.get("fastapi", {}).get("effective_route_context") or scope.get("route")
-    path = getattr(route, "path_format", None) or scope["path"]
-    return f"{scope.get('method', 'WEBSOCKET')} {path}"
+    return f"{scope.get('method', 'WEBSOCKET')} {route_template(scope) or scope['path']}"
 
 
 def _announce(connection: HTTPConnection, decision: Decision) -> None:

@@ -11,10 +11,10 @@ import structlog
 
 from app.core.settings import AppSettings
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 _Handler = Callable[[int, FrameType | None], object]
 
-_log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 @contextmanager
@@ -79,7 +79,7 @@ class _Drain:
         if self._seconds == 0:
             self._hand_over(number, frame)
             return
-        _log.info("draining", seconds=self._seconds, signal=signal.Signals(number).name)
+        logger.info("draining", seconds=self._seconds, signal=signal.Signals(number).name)
         self._timer = self._loop.call_later(self._seconds, self._hand_over, number, frame)
 
     def _hand_over(self, number: int, frame: FrameType | None) -> None:

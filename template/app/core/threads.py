@@ -16,7 +16,7 @@ MAX_THREADS = 8
 _limiter: RunVar[CapacityLimiter] = RunVar("offload_limiter")
 
 
-async def offload(function: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+async def offload(function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
     """Run a blocking or CPU-heavy function in a thread while the event loop goes on.
 
     At most `MAX_THREADS` run at once; further calls wait their turn. Context variables (the

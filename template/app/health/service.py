@@ -16,7 +16,7 @@ Check = Callable[[], Awaitable[object]]
 
 _Outcome = Literal["ok", "failed"]
 
-_log = structlog.get_logger(__name__)
+logger = structlog.get_logger(__name__)
 
 
 class HealthSettings(Section):
@@ -92,9 +92,9 @@ class HealthService:
         self._outcomes = {**self._outcomes, name: "failed" if problem else "ok"}
         # The reason goes to the log only, and once: probes come every few seconds.
         if problem and before == "ok":
-            _log.error("health_check_failed", check=name, exc_info=problem)
+            logger.error("health_check_failed", check=name, exc_info=problem)
         elif not problem and before == "failed":
-            _log.info("health_check_recovered", check=name)
+            logger.info("health_check_recovered", check=name)
 
 
 async def _as_coroutine(check: Check) -> object:
