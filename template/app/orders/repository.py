@@ -1,0 +1,57 @@
+"""Every query on orders."""
+
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import selectinload
+
+from app.core.pagination import PageParams, Slice, fetch_slice
+from app.orders.models import Order
+
+
+class OrderRepository:
+    """The orders of one owner: no query can reach another owner's."""
+
+    def __init__(self, session: AsyncSession, owner_id: str) -> None:
+        self._session = session
+        self._mine = (
+            select(Order).where(Order.owner_id == owner_id).options(selectinload(Order.lines))
+        )
+
+    async def get(self, order_id: UUID) -> Order | None:
+        """Return the order with its lines, or `None` when this owner has no such order."""
+        return await self._session.scalar(self._mine.where(Order.id == order_id))
+
+    async def list_newest(self, page: PageParams) -> Slice[Order]:
+        """Return a page of orders with their lines, newest first, in two queries."""
+        return await fetch_slice(self._session, self._mine, page)
+
+    async def add(self, order: Order) -> None:
+        """Insert a new order and its lines."""
+        self._session.add(order)
+        await self._session.flush()
+
+    async def save(self) -> None:
+        """Write the changes made to orders that were read here.
+
+        Raises:
+            StaleDataError: another transaction has changed such an order since.
+        """
+        await self._session.flush()
+
+
+class AnyOwnerOrderRepository:
+    """Orders of every owner, for work that the service does by itself, without a principal."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def get_locked(self, order_id: UUID) -> Order | None:
+        """Return the order without its lines, locked until the transaction ends.
+
+        SQLite has no row locks; there a write transaction excludes every other.
+        """
+        return await self._session.scalar(
+            select(Order).where(Order.id == order_id).with_for_update()
+        )
