@@ -10,6 +10,7 @@ from fastapi import Depends
 from pydantic import Field
 from starlette.requests import HTTPConnection
 
+from app.core.request_id import HEADER
 from app.core.settings import Section
 
 
@@ -58,7 +59,7 @@ async def open_http_client(settings: HttpClientSettings) -> AsyncIterator[httpx2
 async def _forward_request_id(request: httpx2.Request) -> None:
     request_id = structlog.contextvars.get_contextvars().get("request_id")
     if request_id:
-        request.headers.setdefault("X-Request-ID", request_id)
+        request.headers.setdefault(HEADER, request_id)
 
 
 async def get_http_client(connection: HTTPConnection) -> httpx2.AsyncClient:

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, Database, SessionDep
+from app.core.database import Base, Database, SessionDep, is_unavailable
 from app.core.errors import ConflictError, UnprocessableError
 from app.core.principal import PrincipalDep
 from app.core.routing import route_template
@@ -49,6 +49,20 @@ class IdempotencySettings(Section):
         le=30 * 86_400,
         description="How long the first answer to an Idempotency-Key is kept and replayed.",
     )
+
+
+class IdempotencyKeyReusedError(UnprocessableError):
+    """The key came with another request before."""
+
+    code = "idempotency-key-reused"
+    title = "Idempotency-Key used for another request"
+
+
+class IdempotencyKeyInUseError(ConflictError):
+    """The first request with this key is still being worked on."""
+
+    code = "idempotency-key-in-use"
+    title = "Request with this Idempotency-Key in progress"
 
 
 class IdempotencyKey(Base):
@@ -90,8 +104,9 @@ class Idempotency:
             handler: Does the work and returns the whole response, with its headers and no stream.
 
         Raises:
-            UnprocessableError: when the key came with another request before.
-            ConflictError: when the first request with this key takes too long; to be retried.
+            IdempotencyKeyReusedError: when the key came with another request before.
+            IdempotencyKeyInUseError: when the first request with this key takes so long that the
+                database's limit on waiting for locks is reached; to be sent again.
         """
         if self._key is None:
             return await handler()
@@ -139,12 +154,13 @@ class Idempotency:
                     return first
                 await self._session.execute(delete(IdempotencyKey).where(self._is(key), expired))
             except DBAPIError as error:
-                if error.connection_invalidated:
-                    raise
-                raise _in_progress() from error
+                # The connection is fine and nothing is wrong with the row: it waited too long.
+                if is_unavailable(error) and not error.connection_invalidated:
+                    raise _in_use() from error
+                raise
             else:
                 return None
-        raise _in_progress()
+        raise _in_use()
 
     def _is(self, key: str) -> ColumnElement[bool]:
         return and_(
@@ -169,9 +185,18 @@ def _operation(request: Request) -> str:
 
 def _replay(first: IdempotencyKey, fingerprint: str) -> Response:
     if first.fingerprint != fingerprint:
-        raise UnprocessableError("This Idempotency-Key was used for another request.")
+        raise IdempotencyKeyReusedError(
+            "This Idempotency-Key was used for another request; choose a new one.",
+            errors=[
+                {
+                    "loc": ("header", "Idempotency-Key"),
+                    "msg": "was used for another request",
+                    "type": IdempotencyKeyReusedError.code,
+                }
+            ],
+        )
     if first.status is None:
-        raise _in_progress()
+        raise _in_use()
     headers = {**(first.headers or {}), "Idempotency-Replayed": "true"}
     return Response(first.body, first.status, headers)
 
@@ -181,9 +206,9 @@ def _expired(settings: IdempotencySettings) -> ColumnElement[bool]:
     return IdempotencyKey.created_at <= datetime.now(UTC) - ttl
 
 
-def _in_progress() -> ConflictError:
-    return ConflictError(
-        "A request with this Idempotency-Key is still being worked on.",
+def _in_use() -> IdempotencyKeyInUseError:
+    return IdempotencyKeyInUseError(
+        "The first request with this Idempotency-Key is still being worked on.",
         headers={"Retry-After": "1"},
     )
 

@@ -108,6 +108,10 @@ class MemoryRateLimiter:
             (expiries[0] - now) / _NANOSECONDS,
         )
 
+    def __len__(self) -> int:
+        """How many callers are remembered."""
+        return len(self._expiries)
+
     def _make_room(self, now: int) -> None:
         # Two for each one that is added: the finished ones go without a task or a pause.
         for _ in range(2):

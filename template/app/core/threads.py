@@ -23,9 +23,9 @@ async def offload(function: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
     request id of log lines) are kept, exceptions come back to the caller. Never hand a database
     session over: it belongs to the event loop.
 
-    A thread cannot be stopped. When the caller is cancelled (request deadline, client gone),
-    the cancellation takes effect after the function has returned: keep single calls short, or
-    give the function a time limit of its own.
+    A thread cannot be stopped. A deadline of the caller (such as the request's) takes effect after
+    the function has returned: keep single calls short, or give the function a time limit of its
+    own. Only a forced end, `asyncio.Task.cancel`, leaves at once and the thread to itself.
 
     Args:
         function: What to run; bind keyword arguments with `functools.partial`.

@@ -1,0 +1,155 @@
+"""Readiness: deadline, cache, single flight and what is logged."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import pytest
+from structlog.testing import capture_logs
+
+from app.health.service import HealthService, HealthSettings
+
+SETTINGS = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=0)
+CACHED = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=60)
+
+
+class Resource:
+    """Something to check, whose behaviour the test changes."""
+
+    def __init__(self, behave: Callable[[], Awaitable[object]] | None = None) -> None:
+        self.calls = 0
+        self.behave = behave or self.answer
+
+    async def __call__(self) -> None:
+        self.calls += 1
+        await self.behave()
+
+    async def answer(self) -> None:
+        await asyncio.sleep(0.05)
+
+    async def fail(self) -> None:
+        raise ConnectionError("password of db.internal is wrong")
+
+    async def hang(self) -> None:
+        await asyncio.sleep(3600)
+
+    async def hang_even_when_cancelled(self) -> None:
+        until = time.monotonic() + 0.6
+        while time.monotonic() < until:
+            try:
+                await asyncio.sleep(0.1)
+            except asyncio.CancelledError:
+                continue
+
+
+async def test_ready_when_every_check_passes() -> None:
+    readiness = await HealthService(SETTINGS, {"a": Resource(), "b": Resource()}).readiness()
+    assert readiness.model_dump() == {"status": "ready", "checks": {"a": "ok", "b": "ok"}}
+
+
+async def test_ready_when_there_is_nothing_to_check() -> None:
+    readiness = await HealthService(SETTINGS, {}).readiness()
+    assert readiness.model_dump() == {"status": "ready", "checks": {}}
+
+
+async def test_one_failed_check_is_named_and_makes_it_unavailable() -> None:
+    broken = Resource()
+    broken.behave = broken.fail
+    readiness = await HealthService(SETTINGS, {"a": Resource(), "b": broken}).readiness()
+    assert readiness.model_dump() == {
+        "status": "unavailable",
+        "checks": {"a": "ok", "b": "failed"},
+    }
+    assert "db.internal" not in readiness.model_dump_json()
+
+
+@pytest.mark.parametrize("kind", ["hang", "hang_even_when_cancelled"])
+async def test_a_hanging_check_fails_at_the_deadline_and_the_others_count(kind: str) -> None:
+    hanging = Resource()
+    hanging.behave = getattr(hanging, kind)
+    service = HealthService(SETTINGS, {"a": hanging, "b": Resource()})
+    start = time.monotonic()
+    readiness = await service.readiness()
+    assert time.monotonic() - start < 0.4
+    assert readiness.checks == {"a": "failed", "b": "ok"}
+
+
+async def test_the_checks_run_at_the_same_time() -> None:
+    checks = {str(number): Resource(lambda: asyncio.sleep(0.15)) for number in range(5)}
+    assert (await HealthService(SETTINGS, checks).readiness()).status == "ready"
+
+
+async def test_a_check_that_cannot_be_stopped_is_not_started_again_beside_itself() -> None:
+    stuck = Resource()
+    stuck.behave = stuck.hang_even_when_cancelled
+    service = HealthService(SETTINGS, {"a": stuck})
+    assert (await service.readiness()).checks == {"a": "failed"}
+    assert (await service.readiness()).checks == {"a": "failed"}
+    assert stuck.calls == 1
+    stuck.behave = stuck.answer
+    while stuck.calls == 1:
+        await asyncio.sleep(0.05)
+        await service.readiness()
+    assert (await service.readiness()).checks == {"a": "ok"}
+
+
+async def test_probes_at_the_same_time_share_one_round_of_checks() -> None:
+    resource = Resource()
+    service = HealthService(SETTINGS, {"a": resource})
+    answers = await asyncio.gather(*(service.readiness() for _ in range(50)))
+    assert {answer.status for answer in answers} == {"ready"}
+    assert resource.calls == 1
+
+
+async def test_an_answer_is_good_for_the_cache_time_and_no_longer() -> None:
+    resource = Resource()
+    service = HealthService(
+        HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=0.2), {"a": resource}
+    )
+    for _ in range(5):
+        await service.readiness()
+    assert resource.calls == 1
+    await asyncio.sleep(0.25)
+    await service.readiness()
+    assert resource.calls == 2
+
+
+async def test_a_probe_that_hangs_up_does_not_stop_the_check_of_the_others() -> None:
+    resource = Resource()
+    service = HealthService(SETTINGS, {"a": resource})
+    impatient = asyncio.create_task(service.readiness())
+    patient = asyncio.create_task(service.readiness())
+    await asyncio.sleep(0.01)
+    impatient.cancel()
+    assert (await patient).checks == {"a": "ok"}
+    assert resource.calls == 1
+    with pytest.raises(asyncio.CancelledError):
+        await impatient
+
+
+async def test_draining_is_unavailable_at_once_whatever_is_cached() -> None:
+    service = HealthService(CACHED, {"a": Resource()})
+    assert (await service.readiness()).status == "ready"
+    service.start_draining()
+    assert (await service.readiness()).model_dump() == {
+        "status": "unavailable",
+        "checks": {"a": "ok"},
+    }
+
+
+async def test_a_failure_is_logged_with_its_reason_once_and_so_is_the_recovery() -> None:
+    resource = Resource()
+    service = HealthService(SETTINGS, {"a": resource})
+    with capture_logs() as logs:
+        await service.readiness()
+        resource.behave = resource.fail
+        for _ in range(3):
+            assert (await service.readiness()).status == "unavailable"
+        resource.behave = resource.answer
+        for _ in range(3):
+            assert (await service.readiness()).status == "ready"
+    assert [(line["event"], line["check"]) for line in logs] == [
+        ("health_check_failed", "a"),
+        ("health_check_recovered", "a"),
+    ]
+    assert isinstance(logs[0]["exc_info"], ConnectionError)
