@@ -27,11 +27,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # A public schema is a map of the attack surface.
         openapi_url=None if settings.is_production else "/openapi.json",
         redoc_url=None,
-        max_body_size=settings.MAX_BODY_SIZE,
     )
     include_routers(app)
     install_error_handlers(app)
-    install_http_stack(app, settings)
+    install_http_stack(app, settings, https_only=settings.is_production)
     return app
 
 

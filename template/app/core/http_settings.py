@@ -1,0 +1,95 @@
+"""How the service is reached: which origins, hosts, proxies, sizes and times are accepted."""
+
+import re
+from collections.abc import Callable, Iterator
+from ipaddress import ip_network
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from app.core.settings import CommaSeparated, Section
+
+_HOST_NAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
+
+
+def _each(check: Callable[[str], bool], expected: str) -> Any:
+    """Refuse a list by its first bad entry; the message counts instead of repeating the entry."""
+
+    def validate(values: list[str]) -> list[str]:
+        for position, value in enumerate(values, start=1):
+            if not check(value):
+                message = f"entry {position} is not {expected}"
+                raise ValueError(message)
+        return values
+
+    return AfterValidator(validate)
+
+
+def _is_origin(value: str) -> bool:
+    if value == "*":
+        return True
+    try:
+        url = urlsplit(value)
+        # Browsers send lower case and leave the scheme's own port out; CORS compares exactly.
+        return (
+            url.scheme in {"http", "https"}
+            and bool(url.hostname)
+            and url.port != {"http": 80, "https": 443}[url.scheme]
+            and value == f"{url.scheme}://{url.netloc}".lower()
+            and "@" not in url.netloc
+            and "*" not in value
+        )
+    except ValueError:
+        return False
+
+
+def _is_host(value: str) -> bool:
+    return value == "*" or bool(_HOST_NAME.fullmatch(value))
+
+
+def _is_network(value: str) -> bool:
+    try:
+        ip_network(value)
+    except ValueError:
+        return False
+    return True
+
+
+class HttpSettings(Section):
+    """What the service accepts over HTTP."""
+
+    ALLOWED_ORIGINS: Annotated[
+        CommaSeparated,
+        _each(_is_origin, "an origin; write scheme://host[:port] in lower case, without a path"),
+    ] = Field(
+        default=[],
+        description="Sites whose pages may call the API from a browser (CORS). Credentials are "
+        "allowed for sites that are named, never for `*`.",
+    )
+    TRUSTED_HOSTS: Annotated[
+        CommaSeparated,
+        _each(_is_host, "a host; write api.example.com or *.example.com, without scheme or port"),
+    ] = Field(
+        default=["*"],
+        min_length=1,
+        description="Host names that the service answers to. The health probes answer to any, as "
+        "orchestrators call them by address.",
+    )
+    TRUSTED_PROXIES: Annotated[
+        CommaSeparated, _each(_is_network, "an IP address or a network such as 10.0.0.0/8")
+    ] = Field(
+        default=[],
+        description="Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto count.",
+    )
+    MAX_BODY_SIZE: int = Field(
+        default=1_048_576, gt=0, description="The largest request body, in bytes."
+    )
+    REQUEST_TIMEOUT_SECONDS: float = Field(
+        default=30, gt=0, le=3600, description="How long a request may take to start its answer."
+    )
+
+    def production_problems(self) -> Iterator[str]:
+        yield from super().production_problems()
+        if "*" in self.ALLOWED_ORIGINS:
+            yield "ALLOWED_ORIGINS: name the origins in production; `*` lets every site call"

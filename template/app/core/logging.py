@@ -1,0 +1,133 @@
+"""Where log lines go and how they look: one pipeline for ours and for every library's."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, Protocol
+
+import orjson
+import structlog
+from pydantic import Field, field_validator
+from structlog.typing import Processor
+
+from app.core.settings import Section
+
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+# One list for good, changed in place: loggers keep a reference to it when they are first used.
+_PROCESSORS: list[Processor] = []
+
+
+class LoggingSettings(Section):
+    """What is logged."""
+
+    LOG_LEVEL: LogLevel = Field(default="INFO", description="The least severe level to log.")
+
+    @field_validator("LOG_LEVEL", mode="before")
+    @classmethod
+    def _accept_any_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+
+class ProcessSettings(Protocol):
+    """What logging needs to know of the settings."""
+
+    @property
+    def LOG_LEVEL(self) -> LogLevel: ...  # noqa: N802
+
+    @property
+    def is_production(self) -> bool: ...
+
+
+def configure_logging(settings: ProcessSettings) -> None:
+    """Send every log line of the process to standard output; may be called again.
+
+    Production writes one JSON object a line, tracebacks included. Elsewhere lines are for people,
+    coloured on a terminal. Every line carries what is bound to the context, such as `request_id`.
+    """
+    level = logging.getLevelNamesMapping()[settings.LOG_LEVEL]
+    _PROCESSORS[:] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *(_json_renderers() if settings.is_production else _console_renderers()),
+    ]
+    structlog.configure(
+        processors=_PROCESSORS,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_StandardOutput,
+        cache_logger_on_first_use=True,
+    )
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _ForwardHandler)]:
+        root.removeHandler(handler)
+    root.addHandler(_ForwardHandler())
+    root.setLevel(level)
+    # Its line for every call repeats whole URLs, and those may hold credentials.
+    logging.getLogger("httpx2").setLevel(max(level, logging.WARNING))
+    logging.captureWarnings(True)
+    _take_over_uvicorn()
+
+
+def _json_renderers() -> list[Processor]:
+    return [structlog.processors.format_exc_info, _render_json]
+
+
+def _console_renderers() -> list[Processor]:
+    return [
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stdout.isatty(),
+            # The default prints local variables, which hold what must not be logged.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+    ]
+
+
+def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
+    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _take_over_uvicorn() -> None:
+    for name in ("uvicorn", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    # RequestMiddleware writes the access line. uvicorn asks each new connection's logger whether
+    # it has handlers, and without one does not even put its own line together.
+    access = logging.getLogger("uvicorn.access")
+    access.handlers.clear()
+    access.propagate = False
+
+
+class _ForwardHandler(logging.Handler):
+    """Passes the standard library's records on to structlog, so that both look the same."""
+
+    _log = structlog.get_logger()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            # Libraries have levels in between, such as uvicorn's TRACE; structlog knows the five.
+            level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
+            exception = {"exc_info": record.exc_info} if record.exc_info else {}
+            message = record.getMessage().rstrip()
+            self._log.log(level, message, logger=record.name, **exception)
+        except Exception:  # noqa: BLE001
+            self.handleError(record)
+
+
+class _StandardOutput:
+    """Writes rendered lines; asks for the stream each time, as test runners and daemons swap it."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def msg(self, line: bytes | str) -> None:
+        # One write per line, so that lines of several threads or processes do not mix.
+        if isinstance(line, str):
+            line = line.encode(errors="backslashreplace")
+        stream = sys.stdout.buffer
+        stream.write(line + b"\n")
+        stream.flush()
+
+    debug = info = warning = error = critical = msg
