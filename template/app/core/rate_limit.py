@@ -161,8 +161,9 @@ class RateLimitDependency:
         Raises:
             TooManyRequestsError: when the caller has used the limit up.
         """
-        settings: RateLimitSettings = connection.state.settings
-        limiter: RateLimiter = connection.state.rate_limiter
+        state = connection.scope["state"]
+        settings: RateLimitSettings = state["settings"]
+        limiter: RateLimiter = state["rate_limiter"]
         limit = RateLimit(
             self._requests or settings.RATE_LIMIT_REQUESTS,
             self._window_seconds or settings.RATE_LIMIT_WINDOW_SECONDS,
@@ -188,7 +189,8 @@ def caller(connection: HTTPConnection) -> str:
     if not principal.is_anonymous:
         return f"principal:{principal.id}"
     # A server on a Unix socket reports no client: then all share one budget.
-    return f"address:{_network(connection.client.host) if connection.client else 'unknown'}"
+    client = connection.scope.get("client")
+    return f"address:{_network(client[0]) if client else 'unknown'}"
 
 
 @lru_cache(maxsize=4096)
