@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import Scope
 
 from app.core.problems import (
     Problem,
@@ -61,6 +62,18 @@ class AppError(Exception):
         self.detail = detail
         self.headers = headers
         self.extensions = extensions
+
+    def to_response(self, scope: Scope) -> Response:
+        """Build the answer to the request whose ASGI scope is given."""
+        return problem_response(
+            scope,
+            self.status,
+            detail=self.detail,
+            code=self.code,
+            title=self.title,
+            headers=self.headers,
+            extensions=self.extensions,
+        )
 
 
 class UnauthenticatedError(AppError):
@@ -163,24 +176,16 @@ def install_error_handlers(app: FastAPI) -> None:
     document_problems(app)
 
 
-def error_response(request: Request, error: Exception) -> Response | None:
+def error_response(scope: Scope, error: Exception) -> Response | None:
     """Translate an exception that has an answer of its own; `None` for any other."""
     match error:
         case AppError():
-            return problem_response(
-                request.scope,
-                error.status,
-                detail=error.detail,
-                code=error.code,
-                title=error.title,
-                headers=error.headers,
-                extensions=error.extensions,
-            )
+            return error.to_response(scope)
         case HTTPException():
             # FastAPI lets `detail` be anything that JSON can express.
             detail: Any = error.detail
             return problem_response(
-                request.scope,
+                scope,
                 error.status_code,
                 detail=None if isinstance(detail, Mapping) else str(detail),
                 headers=error.headers,
@@ -188,7 +193,7 @@ def error_response(request: Request, error: Exception) -> Response | None:
             )
         case RequestValidationError():
             return problem_response(
-                request.scope,
+                scope,
                 422,
                 detail="The request is not valid; see errors.",
                 code="validation",
@@ -200,7 +205,7 @@ def error_response(request: Request, error: Exception) -> Response | None:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    response = error_response(request, error)
+    response = error_response(request.scope, error)
     if response is None:
         raise error
     return response

@@ -1,8 +1,10 @@
 """Where log lines go and how they look: one pipeline for ours and for every library's."""
 
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
+from contextlib import suppress
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -85,7 +87,11 @@ def _console_renderers() -> list[Processor]:
 
 
 def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:
-    return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+    try:
+        return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS)
+    except TypeError:
+        # orjson refuses what JSON or UTF-8 has no form for: huge integers, lone surrogates.
+        return json.dumps(event, default=str, skipkeys=True).encode()
 
 
 def _take_over_uvicorn() -> None:
@@ -127,7 +133,9 @@ class _StandardOutput:
         if isinstance(line, str):
             line = line.encode(errors="backslashreplace")
         stream = sys.stdout.buffer
-        stream.write(line + b"\n")
-        stream.flush()
+        # A closed or broken stream costs the line, not the request.
+        with suppress(OSError, ValueError):
+            stream.write(line + b"\n")
+            stream.flush()
 
     debug = info = warning = error = critical = msg

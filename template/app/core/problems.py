@@ -1,4 +1,4 @@
-"""The form of every error answer: RFC 9457 problem details, on the wire and in the OpenAPI schema."""
+"""The form of every error answer: RFC 9457 problem details, also in the OpenAPI schema."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -127,8 +127,11 @@ def _describe_problems(schema: dict[str, Any]) -> None:
 
 
 def _use_problem_media_type(response: dict[str, Any]) -> None:
-    reference = response.get("content", {}).get("application/json", {}).get("schema", {}).get("$ref")
-    if reference in {f"{_SCHEMA_PATH}Problem", f"{_SCHEMA_PATH}HTTPValidationError"}:
+    json_content = response.get("content", {}).get("application/json", {})
+    if json_content.get("schema", {}).get("$ref") in {
+        f"{_SCHEMA_PATH}Problem",
+        f"{_SCHEMA_PATH}HTTPValidationError",
+    }:
         response["content"] = _content()
 
 
