@@ -1,0 +1,175 @@
+"""SQLite: its settings, engines and errors, and the pragmas that make it fit for concurrency."""
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, Field, SecretStr
+from sqlalchemy import Connection, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from app.core.settings import Section
+
+_DRIVERS = ("sqlite", "sqlite+aiosqlite")
+_UNIQUE_CODES = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+# The low byte of https://www.sqlite.org/rescode.html
+_UNAVAILABLE_CODES = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
+
+PROBE: Final = text("SELECT count(*) FROM sqlite_schema")
+"""The cheapest statement that proves that the file can be read; `SELECT 1` does not touch it."""
+
+
+def _normalize(url: SecretStr) -> SecretStr:
+    return SecretStr(normalize_url(url.get_secret_value()))
+
+
+class DatabaseSettings(Section):
+    """Where the database file is, and how long to wait for it."""
+
+    DATABASE_URL: Annotated[SecretStr, AfterValidator(_normalize)] = Field(
+        default=SecretStr("sqlite+aiosqlite:///app.db"),
+        description="sqlite:///relative/path.db or sqlite:////absolute/path.db",
+    )
+    DB_POOL_SIZE: int = Field(
+        default=10, ge=1, le=1000, description="Connections that one process keeps open."
+    )
+    DB_MAX_OVERFLOW: int = Field(
+        default=5, ge=0, le=1000, description="Connections that it may open beyond those at peaks."
+    )
+    DB_POOL_TIMEOUT_SECONDS: float = Field(
+        default=10, gt=0, le=300, description="How long a request waits for a free connection."
+    )
+    DB_LOCK_TIMEOUT_SECONDS: float = Field(
+        default=5, ge=0, le=3600, description="How long a transaction waits for the write lock."
+    )
+
+    def production_problems(self) -> Iterator[str]:
+        yield from super().production_problems()
+        if "DATABASE_URL" not in self.model_fields_set:
+            yield "DATABASE_URL: must be set in production"
+
+
+def normalize_url(url: str) -> str:
+    """Translate a `sqlite:` URL for the driver.
+
+    Raises:
+        ValueError: it is no SQLite URL, or it names no file.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise ValueError("must look like sqlite:///path/to/file.db") from None
+    if parsed.drivername not in _DRIVERS or parsed.host:
+        raise ValueError(
+            "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
+        )
+    name = parsed.database or ""
+    if name in ("", ":memory:") or name.startswith("file:"):
+        # Each connection of the pool would see a database of its own.
+        raise ValueError("must name a file; a database in memory is not shared by connections")
+    return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
+
+
+def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
+    """Create an engine, and the file's folder where it is missing.
+
+    Args:
+        settings: The URL, the pool and the lock timeout.
+        overrides: Arguments for SQLAlchemy that take precedence, such as `pool_size`.
+
+    Raises:
+        RuntimeError: the folder cannot be created.
+    """
+    url = make_url(settings.DATABASE_URL.get_secret_value())
+    folder = Path(url.database or "").parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"DATABASE_URL: the folder {folder} cannot be created ({error.strerror})"
+        raise RuntimeError(message) from error
+    options: dict[str, Any] = {
+        # None keeps the driver from opening transactions by itself; `_begin` does that.
+        "connect_args": {"isolation_level": None, "timeout": settings.DB_LOCK_TIMEOUT_SECONDS},
+        "pool_size": settings.DB_POOL_SIZE,
+        "max_overflow": settings.DB_MAX_OVERFLOW,
+        "pool_timeout": settings.DB_POOL_TIMEOUT_SECONDS,
+        # Parameters are personal data; they do not belong into logs.
+        "hide_parameters": True,
+    }
+    engine = create_async_engine(url, **{**options, **overrides})
+    event.listen(engine.sync_engine, "connect", _configure)
+    event.listen(engine.sync_engine, "begin", _begin)
+    return engine
+
+
+def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    # Readers see the last commit while someone writes. The file remembers this one.
+    cursor.execute("PRAGMA journal_mode = WAL")
+    # In WAL mode a power cut may cost the last commits but never the file's integrity.
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    wants_read_only = bool(connection.get_execution_options().get("read_only"))
+    if connection.info.get("query_only", False) is not wants_read_only:
+        connection.exec_driver_sql(f"PRAGMA query_only = {wants_read_only:d}")
+        connection.info["query_only"] = wants_read_only
+    # A transaction that reads first and asks for the write lock later fails at once, whatever
+    # the timeout, when another has written in between: so the lock is taken at the start.
+    connection.exec_driver_sql("BEGIN" if wants_read_only else "BEGIN IMMEDIATE")
+
+
+def read_only(engine: AsyncEngine) -> AsyncEngine:
+    """A view of `engine`, on the same pool, whose transactions neither write nor wait."""
+    return engine.execution_options(read_only=True)
+
+
+def is_unavailable(error: BaseException) -> bool:
+    """Whether the database could not do its work now, so that repeating it later may succeed.
+
+    That is: the file is locked for too long or cannot be opened, read or extended, or no
+    connection of the pool is free.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    code = getattr(error.orig, "sqlite_errorcode", 0)
+    return error.connection_invalidated or code & 0xFF in _UNAVAILABLE_CODES
+
+
+def is_unique_violation(error: IntegrityError, constraint: str | None = None) -> bool:
+    """Whether a value was there already; given a name, by that constraint or unique index.
+
+    SQLite names the columns rather than the constraint, so the name must follow the naming
+    convention of `Base`.
+    """
+    if getattr(error.orig, "sqlite_errorcode", None) not in _UNIQUE_CODES:
+        return False
+    # "UNIQUE constraint failed: orders.a, orders.b", or "...: index 'name'" for expressions.
+    subject = str(error.orig).partition(": ")[2]
+    if constraint is None or subject == f"index '{constraint}'":
+        return True
+    table = subject.partition(".")[0]
+    columns = [column.partition(".")[2] for column in subject.split(", ")]
+    kind, _, named = constraint.partition("_")
+    return named == (table if kind == "pk" else "_".join([table, *columns]))
+
+
+async def warn_if_over_budget(engine: AsyncEngine, settings: DatabaseSettings) -> None:
+    """SQLite opens files, not connections to a server: there is no budget to exceed."""
