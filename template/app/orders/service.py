@@ -120,10 +120,10 @@ class OrderConfirmation:
         """
         order = await self._orders.get_locked(order_id)
         if order is None or order.status is not OrderStatus.PLACED:
-            logger.info("order_not_confirmed", order_id=str(order_id))
+            logger.info("order_left_as_it_is", order_id=str(order_id))
             return
+        logger.info("confirming_order", order_id=str(order_id))
         order.status = OrderStatus.CONFIRMED
         order.receipt = receipt
         order.updated_at = datetime.now(UTC)
         record(self._session, OrderConfirmed(order_id=order.id, owner_id=order.owner_id))
-        logger.info("order_confirmed", order_id=str(order_id))
