@@ -3,13 +3,15 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from typing import Annotated, Any, Final
+from contextlib import suppress
+from typing import Annotated, Any, Final, cast
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import asyncpg  # type: ignore[import-untyped]
 import structlog
+from anyio import CancelScope
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import event, text
+from sqlalchemy import AdaptedConnection, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -59,6 +61,7 @@ _UNAVAILABLE = (
 _UNIQUE_VIOLATION = "23505"
 
 _BUDGET_SECONDS = 2.0
+_CANCEL_SECONDS = 2.0
 # A role or a database may be allowed fewer connections than the server; -1 is "no limit".
 _CONNECTION_LIMIT: Final = text("""
     SELECT least(
@@ -211,16 +214,27 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
         "hide_parameters": True,
     }
     engine = create_async_engine("postgresql+asyncpg://", **{**options, **overrides})
-    event.listen(engine.sync_engine, "handle_error", _give_up_connection_on_timeout)
+    event.listen(engine.sync_engine, "handle_error", _on_error)
     return engine
 
 
-def _give_up_connection_on_timeout(context: ExceptionContext) -> None:
+def _on_error(context: ExceptionContext) -> None:
     error = context.original_exception
     if isinstance(error, TimeoutError):
         # asyncpg's command_timeout: whether the server still works on it is unknown.
         context.is_disconnect = True
         raise InterfaceError(context.statement, None, error, connection_invalidated=True)
+    if isinstance(error, asyncio.CancelledError) and context.connection is not None:
+        # Otherwise the next round of anyio's cancellation would stop the driver from telling the
+        # server, where the statement would run on and keep its locks.
+        adapted = cast(AdaptedConnection, context.connection.connection.dbapi_connection)
+        with CancelScope(shield=True):
+            adapted.run_async(_cancel_and_close)
+
+
+async def _cancel_and_close(connection: asyncpg.Connection) -> None:
+    with suppress(TimeoutError, OSError, asyncpg.PostgresError):
+        await connection.close(timeout=_CANCEL_SECONDS)
 
 
 def read_only(engine: AsyncEngine) -> AsyncEngine:

@@ -1,13 +1,16 @@
 """SQLite: its settings, engines and errors, and the pragmas that make it fit for concurrency."""
 
+import asyncio
 import sqlite3
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
+import aiosqlite
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import Connection, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy import AdaptedConnection, Connection, event, text
+from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -111,6 +114,7 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     engine = create_async_engine(url, **{**options, **overrides})
     event.listen(engine.sync_engine, "connect", _configure)
     event.listen(engine.sync_engine, "begin", _begin)
+    event.listen(engine.sync_engine, "handle_error", _on_error)
     return engine
 
 
@@ -132,6 +136,22 @@ def _begin(connection: Connection) -> None:
     # A transaction that reads first and asks for the write lock later fails at once, whatever
     # the timeout, when another has written in between: so the lock is taken at the start.
     connection.exec_driver_sql("BEGIN" if wants_read_only else "BEGIN IMMEDIATE")
+
+
+def _on_error(context: ExceptionContext) -> None:
+    cancelled = isinstance(context.original_exception, asyncio.CancelledError)
+    if cancelled and context.connection is not None:
+        # A thread knows no cancellation: the statement would run on. And SQLite keeps a closed
+        # connection's locks until its last statement is gone, unless it is rolled back before.
+        adapted = cast(AdaptedConnection, context.connection.connection.dbapi_connection)
+        # Under anyio the wait is cancelled at once; what was asked for is in the queue by then.
+        with suppress(asyncio.CancelledError, sqlite3.Error):
+            adapted.run_async(_interrupt)
+
+
+async def _interrupt(connection: aiosqlite.Connection) -> None:
+    await connection.interrupt()
+    await connection.rollback()
 
 
 def read_only(engine: AsyncEngine) -> AsyncEngine:
