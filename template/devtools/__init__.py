@@ -1,0 +1,1 @@
+"""What developers and tests run around the service; nothing here is deployed."""
