@@ -1,7 +1,8 @@
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from functools import partial
+from typing import TypeVar
 from uuid import UUID
 
 import anyio
@@ -15,11 +16,12 @@ from tests.factories.orders import OrderFactory, order_body
 
 PATH = "/api/v1/orders"
 MANY = 120
+T = TypeVar("T")
 
 
-async def at_once(calls: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
-    """Run all calls concurrently; their results, in their order."""
-    results: list[Any] = [None] * len(calls)
+async def at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """Run all calls concurrently and return their results in the same order."""
+    results: dict[int, T] = {}
 
     async def run(position: int) -> None:
         results[position] = await calls[position]()
@@ -27,7 +29,7 @@ async def at_once(calls: list[Callable[[], Awaitable[Any]]]) -> list[Any]:
     async with anyio.create_task_group() as tasks:
         for position in range(len(calls)):
             tasks.start_soon(run, position)
-    return results
+    return [results[position] for position in range(len(calls))]
 
 
 async def test_of_120_concurrent_changes_none_is_lost(
@@ -77,24 +79,25 @@ async def test_between_cancellation_and_confirmation_exactly_one_wins(
 ) -> None:
     placed = await orders.placed(30)
 
-    async def cancel(order: Order) -> int:
+    async def cancel(order: Order) -> int | None:
         return (await client.post(f"{PATH}/{order.id}/cancel")).status_code
 
-    async def confirm(order: Order) -> None:
+    async def confirm(order: Order) -> int | None:
         async with database.transaction() as session:
             await OrderConfirmation(session).confirm(order.id, b"receipt")
+        return None
 
-    calls: list[Callable[[], Awaitable[Any]]] = []
+    calls: list[Callable[[], Awaitable[int | None]]] = []
     for number, order in enumerate(placed):
-        pair = [lambda order=order: cancel(order), lambda order=order: confirm(order)]
-        calls.extend(pair if number % 2 else reversed(pair))
-    results = await at_once(calls)
+        calls.append(partial(cancel, order))
+        # Now one is first, now the other.
+        calls.insert(len(calls) - number % 2, partial(confirm, order))
+    statuses = [status for status in await at_once(calls) if status is not None]
 
-    for order, pair in zip(placed, zip(results[::2], results[1::2], strict=True), strict=True):
-        [answered] = [status for status in pair if status is not None]
-        expected = OrderStatus.CANCELLED if answered == 200 else OrderStatus.CONFIRMED
+    for order, status in zip(placed, statuses, strict=True):
+        expected = OrderStatus.CANCELLED if status == 200 else OrderStatus.CONFIRMED
         after = await stored(order.id)
-        assert answered in {200, 409}
+        assert status in {200, 409}
         assert (after.status, after.version) == (expected, order.version + 1)
         assert (after.receipt is None) == (expected is OrderStatus.CANCELLED)
 
@@ -105,13 +108,13 @@ async def test_a_client_that_lost_the_race_is_told_so(
     order = await orders.a_placed()
     etag = (await client.get(f"{PATH}/{order.id}")).headers["etag"]
 
+    answers: list[int] = []
+
+    async def cancel(headers: dict[str, str]) -> None:
+        response = await client.post(f"{PATH}/{order.id}/cancel", headers=headers)
+        answers.append(response.status_code)
+
     async with anyio.create_task_group() as tasks:
-        answers: list[int] = []
-
-        async def cancel(headers: dict[str, str]) -> None:
-            response = await client.post(f"{PATH}/{order.id}/cancel", headers=headers)
-            answers.append(response.status_code)
-
         async with database.transaction() as session:
             await OrderConfirmation(session).confirm(order.id, b"receipt")
             await session.flush()

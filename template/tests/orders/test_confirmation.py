@@ -45,7 +45,7 @@ class SlowRendering:
         self.started = threading.Event()
         self.let_go = threading.Event()
 
-    def __call__(self, order: OrderPlaced) -> bytes:
+    def __call__(self, _: OrderPlaced) -> bytes:
         self.started.set()
         assert self.let_go.wait(timeout=10), "the event loop is blocked"
         return b"receipt"
@@ -85,7 +85,6 @@ async def test_the_answer_does_not_wait_for_the_confirmation(
     await eventually(lambda: stored(UUID(placed.json()["id"])), is_confirmed)
 
 
-@pytest.mark.usefixtures("client")
 async def test_nothing_is_confirmed_before_the_commit(
     database: Database, stored: Stored, slow_rendering: SlowRendering
 ) -> None:
@@ -99,7 +98,6 @@ async def test_nothing_is_confirmed_before_the_commit(
     await eventually(lambda: stored(order.id), is_confirmed)
 
 
-@pytest.mark.usefixtures("client")
 async def test_nothing_is_confirmed_after_a_rollback(
     database: Database, slow_rendering: SlowRendering
 ) -> None:

@@ -1,4 +1,4 @@
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -128,7 +128,7 @@ async def test_lone_surrogates_are_refused(client: httpx2.AsyncClient) -> None:
 
 
 @pytest.fixture
-async def commits_fail(database: Database) -> Iterator[None]:
+async def commits_fail(database: Database) -> AsyncIterator[None]:
     """Adds a row to each transaction whose foreign key is checked, and broken, at the commit."""
     async with database.transaction() as session:
         await session.execute(text("CREATE TABLE promises (id INTEGER PRIMARY KEY)"))
