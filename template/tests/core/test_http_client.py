@@ -26,6 +26,7 @@ class Server:
         self.connections = 0
         self.requests = 0
         self.open: set[asyncio.StreamWriter] = set()
+        self.all_closed = asyncio.Event()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -40,6 +41,8 @@ class Server:
             pass
         finally:
             self.open.discard(writer)
+            if not self.open:
+                self.all_closed.set()
             writer.close()
 
 
@@ -47,7 +50,8 @@ class Server:
 async def running() -> AsyncIterator[Server]:
     server = Server()
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
-    server.url = "http://127.0.0.1:{}".format(listener.sockets[0].getsockname()[1])
+    host, port = listener.sockets[0].getsockname()
+    server.url = f"http://{host}:{port}"
     try:
         yield server
     finally:
@@ -62,8 +66,7 @@ async def test_connections_are_reused_and_closed_at_the_end() -> None:
             assert (server.connections, server.requests) == (1, 5)
             assert len(server.open) == 1
         async with asyncio.timeout(1):
-            while server.open:
-                await asyncio.sleep(0.01)
+            await server.all_closed.wait()
 
 
 async def test_no_more_connections_are_opened_than_allowed() -> None:
@@ -75,9 +78,10 @@ async def test_no_more_connections_are_opened_than_allowed() -> None:
 
 async def test_a_slow_answer_raises_and_is_not_asked_for_again() -> None:
     async with running() as server, open_http_client(SETTINGS) as client:
-        server.delay = 5
+        server.delay = 60
         with pytest.raises(httpx2.ReadTimeout):
-            await client.get(server.url)
+            async with asyncio.timeout(2):
+                await client.get(server.url)
         assert server.requests == 1
 
 

@@ -164,9 +164,11 @@ async def test_the_same_json_written_otherwise_is_the_same_request(
 async def test_keys_belong_to_a_principal_and_an_operation(
     client: httpx2.AsyncClient, database: Database
 ) -> None:
-    await post(client, "k", {"text": "a"}, user="one")
+    answer = await post(client, "k", {"text": "a"}, user="one")
     other_user = await post(client, "k", {"text": "b"}, user="two")
     assert other_user.status_code == 201
+    for user, text, first in (("one", "a", answer), ("two", "b", other_user)):
+        assert (await post(client, "k", {"text": text}, user=user)).content == first.content
     headers = {"user": "one", "Idempotency-Key": "k"}
     other_operation = await client.post("/api/v1/lists/1/notes", headers=headers)
     assert other_operation.status_code == 201

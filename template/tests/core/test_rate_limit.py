@@ -83,6 +83,19 @@ async def test_waiting_as_long_as_told_is_enough_and_any_less_is_not(
     assert (await limiter.hit("k", limit)).allowed
 
 
+async def test_requests_stop_counting_one_by_one_and_after_a_pause_all_at_once(
+    limiter: MemoryRateLimiter, clock: Clock
+) -> None:
+    limit = RateLimit(3, 60)
+    for _ in range(3):
+        clock.advance(10)
+        await limiter.hit("k", limit)
+    clock.advance(40)
+    assert (await limiter.hit("k", limit)).remaining == 0
+    clock.advance(60)
+    assert (await limiter.hit("k", limit)).remaining == 2
+
+
 async def test_refused_requests_do_not_prolong_the_wait(
     limiter: MemoryRateLimiter, clock: Clock
 ) -> None:
