@@ -61,7 +61,7 @@ class PostgresServer:
         Started again it has the same port and data.
 
         Raises:
-            PostgresNotFound: there are no programs to run; says what to do.
+            PostgresNotFoundError: there are no programs to run; says what to do.
             RuntimeError: it did not start; has the end of its log.
         """
         self._folder.mkdir(parents=True, exist_ok=True)

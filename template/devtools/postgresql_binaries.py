@@ -19,7 +19,7 @@ _NOT_FOUND = f"""No Postgres to run. Do one of these:
   - set TEST_DATABASE_URL (tests) or DATABASE_URL (`just dev`) to a server that runs already"""
 
 
-class PostgresNotFound(Exception):
+class PostgresNotFoundError(Exception):
     """There are no programs of Postgres on this machine; the message says what to do."""
 
 
@@ -43,7 +43,7 @@ def find_programs(user: ServerUser | None) -> Path:
     """Find the folder with `postgres` and `initdb`: the wheel's, or else the machine's.
 
     Raises:
-        PostgresNotFound: there is none.
+        PostgresNotFoundError: there is none.
     """
     wheel = _wheel_folder()
     if wheel:
@@ -53,7 +53,7 @@ def find_programs(user: ServerUser | None) -> Path:
     for folder in _machine_folders():
         if (folder / "postgres").exists() and (folder / "initdb").exists():
             return folder
-    raise PostgresNotFound(_NOT_FOUND)
+    raise PostgresNotFoundError(_NOT_FOUND)
 
 
 def reachable(path: Path) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from devtools.postgresql import PostgresServer, Server
-from devtools.postgresql_binaries import PostgresNotFound
+from devtools.postgresql_binaries import PostgresNotFoundError
 
 _POLL_SECONDS = 0.05
 
@@ -30,7 +30,7 @@ def shared_server(folder: Path, *, throwaway: bool) -> Iterator[Server]:
         throwaway: Trade durability for speed and delete the data after the last user.
 
     Raises:
-        PostgresNotFound: there are no programs to run; says what to do.
+        PostgresNotFoundError: there are no programs to run; says what to do.
         RuntimeError: it did not start; says why.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _main() -> None:
     arguments = parser.parse_args()
     try:
         _keep(arguments.folder, throwaway=arguments.throwaway)
-    except (PostgresNotFound, RuntimeError) as error:
+    except (PostgresNotFoundError, RuntimeError) as error:
         sys.exit(str(error))
 
 
