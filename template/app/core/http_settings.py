@@ -90,6 +90,7 @@ class HttpSettings(Section):
     )
 
     def production_problems(self) -> Iterator[str]:
+        """Refuse to let every site's pages call the API."""
         yield from super().production_problems()
         if "*" in self.ALLOWED_ORIGINS:
             yield "ALLOWED_ORIGINS: name the origins in production; `*` lets every site call"

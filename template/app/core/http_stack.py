@@ -2,6 +2,7 @@
 
 import re
 from functools import partial
+from http import HTTPStatus
 
 from fastapi import FastAPI, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -122,8 +123,10 @@ class _Cors(CORSMiddleware):
     """Starlette's, with refused preflights answered as problem details."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer the question that a browser asks before the request itself."""
         response = super().preflight_response(request_headers)
-        return _RefusedPreflight(response) if response.status_code >= 400 else response
+        refused = response.status_code >= HTTPStatus.BAD_REQUEST
+        return _RefusedPreflight(response) if refused else response
 
 
 class _RefusedPreflight(Response):

@@ -35,10 +35,12 @@ class ProcessSettings(Protocol):
     """What logging needs to know of the settings."""
 
     @property
-    def LOG_LEVEL(self) -> LogLevel: ...  # noqa: N802
+    def LOG_LEVEL(self) -> LogLevel:  # noqa: N802
+        """The least severe level to log."""
 
     @property
-    def is_production(self) -> bool: ...
+    def is_production(self) -> bool:
+        """Whether lines are for machines."""
 
 
 def configure_logging(settings: ProcessSettings) -> None:
@@ -70,7 +72,7 @@ def configure_logging(settings: ProcessSettings) -> None:
     root.setLevel(level)
     # Its line for every call repeats whole URLs, and those may hold credentials.
     logging.getLogger("httpx2").setLevel(max(level, logging.WARNING))
-    logging.captureWarnings(True)
+    logging.captureWarnings(capture=True)
     _take_over_uvicorn()
 
 

@@ -44,6 +44,7 @@ class RequestMiddleware:
         self._with_cors = with_cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens inside."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

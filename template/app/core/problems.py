@@ -63,7 +63,7 @@ def problem_response(
         headers: Sent along, such as `Retry-After`.
         extensions: Further members of the body; they cannot replace the standard ones.
     """
-    if status < 200 or status in {204, 304}:
+    if status < HTTPStatus.OK or status in {204, 304}:
         return Response(status_code=status, headers=headers)
     phrase = _phrase(status)
     body = {

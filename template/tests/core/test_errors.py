@@ -154,7 +154,7 @@ async def test_a_401_says_how_to_authenticate_and_a_503_when_to_return(
 
 
 async def test_an_unknown_path_is_a_problem(client: httpx2.AsyncClient) -> None:
-    response = await client.get("/nowhere/é%20\"?secret=1")
+    response = await client.get('/nowhere/é%20"?secret=1')
     assert response.status_code == 404
     assert problem(response)["instance"] == "/nowhere/%C3%A9%20%22"
     assert "secret" not in response.text

@@ -194,7 +194,7 @@ async def chunked(*chunks: bytes) -> AsyncIterator[bytes]:
 
 @pytest.mark.parametrize("size", [1000, 1001])
 @pytest.mark.parametrize("declared", [True, False])
-async def test_a_body_may_be_as_large_as_the_limit(size: int, declared: bool) -> None:
+async def test_a_body_may_be_as_large_as_the_limit(size: int, *, declared: bool) -> None:
     content: Any = b"x" * size if declared else chunked(b"x" * 500, b"x" * (size - 500))
     async with client_of(build_app(router, MAX_BODY_SIZE=1000)) as client:
         response = await client.post("/upload", content=content)

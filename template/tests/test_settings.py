@@ -1,0 +1,153 @@
+"""The environment: what is read, what is refused, and that no secret is ever shown."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.core.settings import Environment
+from app.settings import InvalidSettings, Settings, load_settings
+
+SetEnvironment = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database_url: str
+) -> SetEnvironment:
+    """An environment in which the service can start; tests add to it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def set_environment(**variables: str) -> None:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_environment
+
+
+def refusal() -> str:
+    """The message with which the environment is refused."""
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings()
+    return str(refused.value)
+
+
+def test_the_defaults_are_those_of_development() -> None:
+    settings = load_settings()
+    assert settings.ENVIRONMENT is Environment.DEVELOPMENT
+    assert not settings.DEBUG
+    assert settings.LOG_LEVEL == "INFO"
+    assert settings.MAX_BODY_SIZE == 1_048_576
+    assert settings.REQUEST_TIMEOUT_SECONDS == 30
+    assert settings.ALLOWED_ORIGINS == []
+    assert settings.TRUSTED_HOSTS == ["*"]
+    assert not settings.is_production
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://a.example,https://b.example",
+        " https://a.example , https://b.example, ",
+        '["https://a.example", "https://b.example"]',
+    ],
+)
+def test_a_list_is_read_as_json_or_separated_by_commas(
+    environment: SetEnvironment, value: str
+) -> None:
+    environment(ALLOWED_ORIGINS=value)
+    assert load_settings().ALLOWED_ORIGINS == ["https://a.example", "https://b.example"]
+
+
+def test_an_empty_list_is_empty(environment: SetEnvironment) -> None:
+    environment(ALLOWED_ORIGINS="")
+    assert load_settings().ALLOWED_ORIGINS == []
+
+
+def test_the_file_is_read_and_its_unknown_names_are_ignored(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("APP_NAME=Shop\nSOMEONE_ELSES=1\nallowed_origins=http://a.b\n")
+    settings = load_settings()
+    assert settings.APP_NAME == "Shop"
+    assert settings.ALLOWED_ORIGINS == ["http://a.b"]
+
+
+def test_the_environment_goes_before_the_file(environment: SetEnvironment, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("APP_NAME=File\n")
+    environment(APP_NAME="Environment")
+    assert load_settings().APP_NAME == "Environment"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("LOG_LEVEL", "loud", "'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"),
+        ("ENVIRONMENT", "staging", "'development', 'test' or 'production'"),
+        ("MAX_BODY_SIZE", "1MB", "valid integer"),
+        ("REQUEST_TIMEOUT_SECONDS", "0", "greater than 0"),
+        ("ALLOWED_ORIGINS", "https://a.example/path", "entry 1 is not an origin"),
+        ("ALLOWED_ORIGINS", "[https://a.example", "cannot be read"),
+        ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.1/99", "entry 2 is not an IP address or a network"),
+        ("TRUSTED_HOSTS", "https://a.example", "entry 1 is not a host"),
+        ("APP_NAME", "", "at least 1 character"),
+        ("DEBUG", "perhaps", "valid boolean"),
+    ],
+)
+def test_a_bad_variable_gets_one_line_that_says_what_is_expected(
+    environment: SetEnvironment, variable: str, value: str, expected: str
+) -> None:
+    environment(**{variable: value})
+    [line] = refusal().splitlines()
+    assert line.startswith(f"{variable}: ")
+    assert expected in line
+
+
+def test_every_bad_variable_is_reported_at_once(environment: SetEnvironment) -> None:
+    environment(LOG_LEVEL="loud", MAX_BODY_SIZE="large", DEBUG="perhaps")
+    variables = {line.partition(":")[0] for line in refusal().splitlines()}
+    assert variables == {"LOG_LEVEL", "MAX_BODY_SIZE", "DEBUG"}
+
+
+def test_a_secret_is_never_shown(environment: SetEnvironment) -> None:
+    environment(DATABASE_URL="mysql://user:hunter2@db.internal/shop")
+    message = refusal()
+    assert message.startswith("DATABASE_URL: ")
+    assert "hunter2" not in message
+
+
+def test_a_refusal_has_no_trace_of_its_cause(environment: SetEnvironment) -> None:
+    # The cause is pydantic's error, which keeps the values.
+    environment(DATABASE_URL="mysql://user:hunter2@db.internal/shop")
+    with pytest.raises(InvalidSettings) as refused:
+        load_settings()
+    assert refused.value.__cause__ is None
+    assert refused.value.__suppress_context__
+
+
+def test_the_settings_do_not_print_their_secrets(environment: SetEnvironment) -> None:
+    settings = load_settings()
+    url = settings.DATABASE_URL.get_secret_value()
+    assert url not in repr(settings)
+    assert url not in str(settings.model_dump())
+
+
+def test_production_lists_everything_that_it_refuses(environment: SetEnvironment) -> None:
+    environment(ENVIRONMENT="production", DEBUG="true", ALLOWED_ORIGINS="*")
+    variables = [line.partition(":")[0] for line in refusal().splitlines()]
+    assert variables.count("DEBUG") == 1
+    assert variables.count("ALLOWED_ORIGINS") == 1
+
+
+def test_production_starts_with_named_origins(environment: SetEnvironment) -> None:
+    environment(ENVIRONMENT="production", ALLOWED_ORIGINS="https://a.example")
+    assert load_settings().is_production
+
+
+def test_settings_cannot_be_changed_while_the_service_runs() -> None:
+    settings = load_settings()
+    with pytest.raises(ValueError, match="frozen"):
+        settings.DEBUG = True  # type: ignore[misc]
+
+
+def test_every_variable_can_be_set_from_the_environment() -> None:
+    assert all(name.isupper() for name in Settings.model_fields)
