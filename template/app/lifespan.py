@@ -50,7 +50,7 @@ def create_lifespan(
             await stack.enter_async_context(background)
 
             health = HealthService(settings, {"database": database.ping})
-            stack.callback(health.start_draining)
+            stack.push_async_callback(health.close)
             stack.enter_context(drain_on_sigterm(settings, health.start_draining))
 
             background.every(3600, "purge_idempotency_keys", purge_expired_keys(database, settings))
