@@ -7,7 +7,6 @@ from typing import Any
 import pathspec
 import yaml
 from copier._jinja_ext import SandboxedEnvironment
-from copier._main import Worker
 from jinja2 import StrictUndefined
 
 from tests.branches import conditions, jinja_files, recorded_branches
@@ -41,11 +40,9 @@ def test_every_condition_goes_both_ways(
             service = renderer.render(answers)
         for answers, _ in BAD_ANSWERS:
             refusal(template, answers)
-        service = repository.copy(repository.head, folder / "branches-updated")
-        update(service)
-        with_quiet_off = Worker(src_path=str(template), dst_path=service, defaults=True)
-        for message in ("after_copy", "before_update", "after_update"):
-            getattr(with_quiet_off.template, f"message_{message}")
+        refusal(template, {"project_slug": "other"}, folder=service)
+        updated = repository.copy(repository.head, folder / "branches-updated")
+        update(updated)
         unread = set(jinja_files(template)) - {where[0] for where in recorder.outcomes}
     environment = SandboxedEnvironment()
     for name in sorted(unread):
