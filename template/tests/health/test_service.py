@@ -148,7 +148,11 @@ async def test_closing_ends_the_checks_that_nobody_waits_for_and_starts_no_more(
         await service.close()
     assert (await service.readiness()).status == "unavailable"
     assert resource.calls == 1
-    await HealthService(SETTINGS, {}).close()
+    never_asked = Resource()
+    service = HealthService(SETTINGS, {"a": never_asked})
+    await service.close()
+    assert (await service.readiness()).status == "unavailable"
+    assert never_asked.calls == 0
 
 
 async def test_a_failure_is_logged_with_its_reason_once_and_so_is_the_recovery() -> None:
