@@ -35,7 +35,7 @@ def render() -> Render:
         ("  Shop -- 2 ", "shop-2"),
         ("Bücherei & Co. (Nord)", "buecherei-co-nord"),
         ("Łódź Żółw", "lodz-zolw"),
-        ("Straße Œuvre", "strasse-uvre"),
+        ("Straße Œuvre", "strasse-oeuvre"),
         ("3D Shop", "d-shop"),
         ("42", "service"),
         ("订单", "service"),
