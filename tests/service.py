@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from tests.snapshot import ROOT
 
 TAIL_LINES = 60
+SUITE = ["pytest", "--cov"]
 # What the outer run sets for itself and a service's commands must not see.
 _PRIVATE_PREFIXES = ("COV_", "COVERAGE_", "PYTEST_", "UV_PROJECT", "VIRTUAL_ENV", "PYTHONPATH")
 
@@ -48,7 +49,9 @@ class Service:
     def install(self) -> None:
         """Make the virtual environment that holds what the service declares, and nothing else."""
         if not self._is_installed:
-            self.run(["uv", "sync", "--quiet"], in_environment=False)
+            # `uv run` tells where uv is; it need not be on PATH.
+            uv = os.environ.get("UV", "uv")
+            self.run([uv, "sync", "--quiet"], in_environment=False)
             self._is_installed = True
 
     def run(
@@ -86,7 +89,7 @@ class Service:
             CommandFailedError: if one fails or is skipped, or there is none.
         """
         report = self.folder / ".junit.xml"
-        command = ["pytest", "--cov", "-n", str(workers), f"--junitxml={report.name}", "-q"]
+        command = [*SUITE, "-n", str(workers), f"--junitxml={report.name}", "-q"]
         output = self.run(command)
         result = read_junit(report)
         report.unlink()

@@ -1,5 +1,6 @@
 """What holds for every combination, up to the service's own tests in an environment of its own."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,10 +8,15 @@ import pytest
 
 from tests.combinations import Combination
 from tests.rendering import Renderer
-from tests.service import Service
+from tests.service import SUITE, Service
 from tests.snapshot import clean_files, read_tree
 from tests.vocabulary import leftovers
 
+FORMAT = ["ruff", "format", "--check"]
+LINT = ["ruff", "check"]
+TYPES = ["mypy"]
+IMPORTS = ["lint-imports", "--no-logo"]
+DEPENDENCIES = ["deptry", "."]
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 Rendered = Callable[[Combination], Path]
 
@@ -37,23 +43,29 @@ def test_the_tree_is_as_recorded(
 
 
 def test_it_is_formatted(service: Service) -> None:
-    service.run(["ruff", "format", "--check", "--diff", "."])
+    service.run(FORMAT)
 
 
 def test_it_is_linted(service: Service) -> None:
-    service.run(["ruff", "check", "."])
+    service.run(LINT)
 
 
 def test_imports_point_one_way(service: Service) -> None:
-    service.run(["lint-imports"])
+    service.run(IMPORTS)
 
 
 def test_it_declares_what_it_imports(service: Service) -> None:
-    service.run(["deptry", "."])
+    service.run(DEPENDENCIES)
+
+
+def test_just_check_runs_what_is_run_here(service: Service) -> None:
+    shown = service.run(["just", "--dry-run", "check"]).splitlines()
+    commands = (FORMAT, LINT, TYPES, IMPORTS, DEPENDENCIES, SUITE)
+    assert shown == [shlex.join(["uv", "run", *command]) for command in commands]
 
 
 def test_types_are_strict(service: Service) -> None:
-    service.run(["mypy"])
+    service.run(TYPES)
 
 
 def test_its_own_tests_pass(
