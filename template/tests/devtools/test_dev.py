@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 _PROJECT = Path(__file__).parents[2]
-_SECONDS = 60
+_SECONDS = 120
 
 
 @pytest.fixture
