@@ -32,6 +32,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--snapshot-update", action="store_true", help="write tests/snapshots anew")
 
 
+# The reporter of the terminal registers itself as late as this.
+@pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Check the options, and report progress where the terminal is."""
     try:

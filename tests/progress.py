@@ -58,8 +58,8 @@ class Progress:
             self.reporter.write_line(f"{combination}: {tests} own tests, {seconds:.0f} s")
         ran = sum(count > 0 for count in self._tests.values())
         self.reporter.write_line(
-            f"{len(self._seconds)} combinations rendered; the own tests of {ran} of them passed: "
-            f"{self._tests.total()} tests"
+            f"combinations rendered: {len(self._seconds)}; whose own tests passed: {ran}, "
+            f"with {self._tests.total()} tests"
         )
 
     def _say(self, line: str) -> None:

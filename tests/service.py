@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.snapshot import ROOT
-
 TAIL_LINES = 60
 SUITE = ["pytest", "--cov"]
 # What the outer run sets for itself and a service's commands must not see.
@@ -102,7 +100,7 @@ class Service:
         shown = shlex.join((["uv", "run"] if in_environment else []) + command)
         tail = "\n".join(output.splitlines()[-TAIL_LINES:])
         return (
-            f"`{shown}` ended with status {status}. Reproduce it in {ROOT.name} with\n\n"
+            f"`{shown}` ended with status {status}. In the template's folder, reproduce it with\n\n"
             f"  {self._render_command} && (cd ../service && {shown})\n\n{tail}"
         )
 
