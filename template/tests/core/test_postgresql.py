@@ -238,14 +238,16 @@ async def test_a_statement_that_is_never_answered_is_given_up(
     # The server's own timeout is off, as if it had vanished.
     monkeypatch.setattr("app.core.postgresql._COMMAND_MARGIN_SECONDS", 0.0)
     async with opened(database_url, DB_STATEMENT_TIMEOUT_SECONDS=0.3) as database:
+        process = text("SELECT pg_backend_pid()")
         with pytest.raises(DBAPIError) as failure:
             async with database.transaction() as session:
+                given_up = await session.scalar(process)
                 await session.execute(text("SET statement_timeout = 0"))
                 await session.execute(text("SELECT pg_sleep(30)"))
 
         assert is_unavailable(failure.value)
         async with database.read_only() as session:
-            assert await session.scalar(text("SELECT 1")) == 1
+            assert await session.scalar(process) != given_up
 
 
 async def test_too_many_connections_are_warned_about(database_url: str) -> None:
