@@ -9,7 +9,7 @@ import pytest
 STEPS_FILE = "tests/test_combination.py"
 
 
-@dataclass
+@dataclass(eq=False)
 class Progress:
     """The plugin of the process that reports; workers of xdist send it their reports."""
 
