@@ -11,6 +11,11 @@ from collections.abc import Iterator
 from devtools.migration_lint import Operation, Revision, sql_of
 
 _INDEX_SQL = re.compile(r"\bCREATE\s+(UNIQUE\s+)?INDEX\s+(?!CONCURRENTLY\b)", re.IGNORECASE)
+_DROP_INDEX_SQL = re.compile(r"\bDROP\s+INDEX\s+(?!CONCURRENTLY\b)", re.IGNORECASE)
+_CONSTRAINT_SQL = re.compile(
+    r"\bADD\s+(CONSTRAINT\s+\S+\s+)?(FOREIGN\s+KEY|CHECK)\b(?!.*\bNOT\s+VALID\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 _UNIQUE = ("create_unique_constraint", "create_primary_key", "create_exclude_constraint")
 _CHECKED = ("create_foreign_key", "create_check_constraint")
 
@@ -32,14 +37,23 @@ def _advice(operation: Operation) -> str | None:
         )
     if _INDEX_SQL.search(sql_of(operation)):
         return "an index blocks writes while it is built; write CREATE INDEX CONCURRENTLY"
+    if operation.name == "drop_index" and not operation.is_true("postgresql_concurrently"):
+        return (
+            "dropping an index waits for every reader and holds up those that come after; pass "
+            "postgresql_concurrently=True, inside `with op.get_context().autocommit_block():`"
+        )
+    if _DROP_INDEX_SQL.search(sql_of(operation)):
+        return "dropping an index holds up readers; write DROP INDEX CONCURRENTLY"
     if operation.name in _UNIQUE:
         return (
             "a unique constraint locks the table while its index is built; create a unique index "
             "concurrently, then ALTER TABLE ... ADD CONSTRAINT ... USING INDEX"
         )
-    if operation.name in _CHECKED and not operation.is_true("postgresql_not_valid"):
+    if _CONSTRAINT_SQL.search(sql_of(operation)) or (
+        operation.name in _CHECKED and not operation.is_true("postgresql_not_valid")
+    ):
         return (
             "a constraint locks the table while all rows are checked; pass "
-            "postgresql_not_valid=True and VALIDATE CONSTRAINT in the next revision"
+            "postgresql_not_valid=True (in SQL: NOT VALID) and VALIDATE CONSTRAINT in the next revision"
         )
     return None
