@@ -11,6 +11,7 @@ from typing import Self
 import anyio
 import structlog
 
+from app.core.deadline import leave_deadline
 from app.core.settings import AppSettings
 
 Job = Callable[[], Awaitable[object]]
@@ -112,6 +113,7 @@ class BackgroundRunner:
         task.add_done_callback(self._tasks.pop)
 
     async def _guard(self, name: str, work: Job, scope: anyio.CancelScope) -> None:
+        leave_deadline()
         # A scope, unlike Task.cancel(), respects the shield around a COMMIT.
         with scope:
             await work()

@@ -98,7 +98,8 @@ class OrderService:
         try:
             await self._orders.save()
         except StaleDataError:
-            if preconditions.if_match is not None:
+            # To "*" any version is as good as another.
+            if preconditions.if_match is not None and "*" not in preconditions.if_match:
                 raise PreconditionFailedError("The order has changed since it was read.") from None
             raise OrderNotCancellableError("The order has just been changed.") from None
         record(self._session, OrderCancelled(order_id=order.id, owner_id=order.owner_id))

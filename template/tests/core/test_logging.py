@@ -190,6 +190,15 @@ def test_people_get_plain_text_where_there_is_no_terminal(
     assert "\x1b[" not in written
 
 
+def test_what_a_client_sends_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log = configure(Environment.DEVELOPMENT)
+    log.info("first\nsecond", path="/\x1b[2J\0\n\x9bx")
+    written = capsys.readouterr().out
+    assert r"/\x1b[2J\x00\x0a\x9bx" in written
+    assert "first\nsecond" in written
+    assert not {"\x1b", "\0", "\x9b"} & set(written)
+
+
 def test_the_level_may_be_written_in_any_case() -> None:
     assert LoggingSettings.model_validate({"LOG_LEVEL": "debug"}).LOG_LEVEL == "DEBUG"
 
