@@ -30,30 +30,43 @@ def problems(revision: Revision) -> Iterator[str]:
 
 
 def _advice(operation: Operation) -> str | None:
-    if operation.name == "create_index" and not operation.is_true("postgresql_concurrently"):
+    return _index_advice(operation) or _constraint_advice(operation)
+
+
+def _index_advice(operation: Operation) -> str | None:
+    is_concurrent = operation.is_true("postgresql_concurrently")
+    sql = sql_of(operation)
+    if operation.name == "create_index" and not is_concurrent:
         return (
             "an index blocks writes while it is built; pass postgresql_concurrently=True, inside "
             "`with op.get_context().autocommit_block():`"
         )
-    if _INDEX_SQL.search(sql_of(operation)):
-        return "an index blocks writes while it is built; write CREATE INDEX CONCURRENTLY"
-    if operation.name == "drop_index" and not operation.is_true("postgresql_concurrently"):
+    if operation.name == "drop_index" and not is_concurrent:
         return (
             "dropping an index waits for every reader and holds up those that come after; pass "
             "postgresql_concurrently=True, inside `with op.get_context().autocommit_block():`"
         )
-    if _DROP_INDEX_SQL.search(sql_of(operation)):
+    if _INDEX_SQL.search(sql):
+        return "an index blocks writes while it is built; write CREATE INDEX CONCURRENTLY"
+    if _DROP_INDEX_SQL.search(sql):
         return "dropping an index holds up readers; write DROP INDEX CONCURRENTLY"
+    return None
+
+
+def _constraint_advice(operation: Operation) -> str | None:
     if operation.name in _UNIQUE:
         return (
             "a unique constraint locks the table while its index is built; create a unique index "
             "concurrently, then ALTER TABLE ... ADD CONSTRAINT ... USING INDEX"
         )
-    if _CONSTRAINT_SQL.search(sql_of(operation)) or (
-        operation.name in _CHECKED and not operation.is_true("postgresql_not_valid")
-    ):
+    if operation.name in _CHECKED and not operation.is_true("postgresql_not_valid"):
         return (
             "a constraint locks the table while all rows are checked; pass "
-            "postgresql_not_valid=True (in SQL: NOT VALID) and VALIDATE CONSTRAINT in the next revision"
+            "postgresql_not_valid=True and VALIDATE CONSTRAINT in the next revision"
+        )
+    if _CONSTRAINT_SQL.search(sql_of(operation)):
+        return (
+            "a constraint locks the table while all rows are checked; write NOT VALID and "
+            "VALIDATE CONSTRAINT in the next revision"
         )
     return None
