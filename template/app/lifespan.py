@@ -7,7 +7,7 @@ from typing import TypedDict
 import httpx2
 from fastapi import FastAPI
 
-from app.api import subscribe
+from app.api import start_periodic, subscribe
 from app.core.background import BackgroundRunner
 from app.core.database import Database
 from app.core.events import EventBus
@@ -54,6 +54,7 @@ def create_lifespan(
             stack.enter_context(drain_on_sigterm(settings, health.start_draining))
 
             background.every(3600, "purge_idempotency_keys", purge_expired_keys(database, settings))
+            start_periodic(background, database)
             await database.warn_if_over_budget()
             yield State(
                 settings=settings,

@@ -51,12 +51,18 @@ class BackgroundRunner:
         self._closed = False
         self._lost: list[str] = []
 
-    def spawn(self, name: str, job: Job) -> None:
+    @property
+    def stopping(self) -> bool:
+        """Whether exit has begun."""
+        return self._stopping.is_set()
+
+    def spawn(self, name: str, job: Job, *, after: float = 0) -> None:
         """Run `job` soon, with the caller's context variables; its errors are logged.
 
         Args:
             name: What the logs call it; not unique.
             job: Called without arguments when its turn has come.
+            after: How many seconds to wait before it lines up; the beginning of exit ends the wait.
 
         Raises:
             RunnerClosedError: the runner has finished draining.
@@ -64,7 +70,11 @@ class BackgroundRunner:
         if self._closed:
             logger.error("background_task_refused", task=name)
             raise RunnerClosedError(name)
-        self._start(name, partial(self._run_in_turn, name, job))
+        # Decided here: the task itself may start only after exit has begun.
+        wait: Job | None = None
+        if after:
+            wait = partial(anyio.sleep if self.stopping else self._stops_within, after)
+        self._start(name, partial(self._run_in_turn, name, job, wait))
 
     def every(self, seconds: float, name: str, job: Job) -> None:
         """Run `job` about every `seconds`, give or take a tenth, until exit begins.
@@ -120,7 +130,9 @@ class BackgroundRunner:
         if scope.cancelled_caught:
             self._lost.append(name)
 
-    async def _run_in_turn(self, name: str, job: Job) -> None:
+    async def _run_in_turn(self, name: str, job: Job, wait: Job | None) -> None:
+        if wait:
+            await wait()
         async with self._slots:
             await self._run(name, job)
 
