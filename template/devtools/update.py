@@ -54,7 +54,7 @@ def update(project: Path, command: Sequence[str]) -> int:
     _report_orphans(project, deleted)
     _report_returned(project, untracked | _changed(project, "--diff-filter=A"))
     _report_tables(project, untracked | _changed(project))
-    conflicts = _changed(project, "--diff-filter=U")
+    conflicts = set(_paths(project, "diff", "--name-only", "--relative", "--diff-filter=U"))
     conflicts |= {path for path in untracked if path.endswith(".rej")}
     if conflicts:
         print("\nConflicts. Edit the parts between <<<<<<< and >>>>>>>, then `git add` the file:")
