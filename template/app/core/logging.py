@@ -44,6 +44,10 @@ class ProcessSettings(Protocol):
         """The least severe level to log."""
 
     @property
+    def DEBUG(self) -> bool:  # noqa: N802
+        """Whether to log every SQL statement."""
+
+    @property
     def is_production(self) -> bool:
         """Whether lines are for machines."""
 
@@ -77,6 +81,9 @@ def configure_logging(settings: ProcessSettings) -> None:
     root.setLevel(level)
     # Its line for every call repeats whole URLs, and those may hold credentials.
     logging.getLogger("httpx2").setLevel(max(level, logging.WARNING))
+    # Engines look at this when they are created.
+    statements = logging.getLogger("sqlalchemy.engine.Engine")
+    statements.setLevel(logging.INFO if settings.DEBUG else logging.WARNING)
     logging.captureWarnings(capture=True)
     _take_over_uvicorn()
 
