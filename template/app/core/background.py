@@ -80,7 +80,8 @@ class BackgroundRunner:
         """Run `job` about every `seconds`, give or take a tenth, until exit begins.
 
         Runs of one job never overlap, and a failed run does not end the series. The first comes
-        at a random moment within the first period, so that replicas do not run in step.
+        at a random moment within the first period, so that replicas do not run in step, and not
+        at once, so that a process that has just started answers first.
 
         Raises:
             RunnerClosedError: the runner has finished draining.
@@ -137,7 +138,7 @@ class BackgroundRunner:
             await self._run(name, job)
 
     async def _run_periodically(self, seconds: float, name: str, job: Job) -> None:
-        delay = seconds * random.random()
+        delay = seconds * random.uniform(_JITTER, 1)
         while not await self._stops_within(delay):
             await self._run(name, job)
             delay = seconds * random.uniform(1 - _JITTER, 1 + _JITTER)
