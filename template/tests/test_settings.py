@@ -1,9 +1,11 @@
 """The environment: what is read, what is refused, and that no secret is ever shown."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydantic import field_validator
 
 from app.core.settings import Environment
 from app.settings import InvalidSettingsError, Settings, load_settings
@@ -87,6 +89,8 @@ def test_the_environment_goes_before_the_file(environment: SetEnvironment, tmp_p
         ("REQUEST_TIMEOUT_SECONDS", "0", "greater than 0"),
         ("ALLOWED_ORIGINS", "https://a.example/path", "entry 1 is not an origin"),
         ("ALLOWED_ORIGINS", "[https://a.example", "cannot be read"),
+        ("ALLOWED_ORIGINS", "[" * 100_000, "cannot be read"),
+        ("ALLOWED_ORIGINS", "[1]", "must be a list of strings"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.1/99", "entry 2 is not an IP address or a network"),
         ("TRUSTED_HOSTS", "https://a.example", "entry 1 is not a host"),
         ("APP_NAME", "", "at least 1 character"),
@@ -108,11 +112,35 @@ def test_every_bad_variable_is_reported_at_once(environment: SetEnvironment) -> 
     assert variables == {"LOG_LEVEL", "MAX_BODY_SIZE", "DEBUG"}
 
 
-def test_a_secret_is_never_shown(environment: SetEnvironment) -> None:
-    environment(DATABASE_URL="mysql://user:hunter2@db.internal/shop")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "user:pa[hunter2]@db.internal/shop",
+        "user:hunter2/shop",
+        "user:hunter2\uff1a@db.internal:x/shop",
+    ],
+)
+def test_a_secret_is_never_shown(environment: SetEnvironment, url: str) -> None:
+    scheme = os.environ["DATABASE_URL"].partition("://")[0]
+    environment(DATABASE_URL=f"{scheme}://{url}")
     message = refusal()
     assert message.startswith("DATABASE_URL: ")
     assert "hunter2" not in message
+
+
+def test_what_an_error_of_others_says_is_withheld(
+    environment: SetEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Careless(Settings):
+        @field_validator("APP_NAME")
+        @classmethod
+        def _check(cls, value: str) -> str:
+            int(value)
+            return value
+
+    monkeypatch.setattr("app.settings.Settings", Careless)
+    environment(APP_NAME="hunter2")
+    assert refusal() == "APP_NAME: is not valid"
 
 
 def test_a_refusal_has_no_trace_of_its_cause(environment: SetEnvironment) -> None:

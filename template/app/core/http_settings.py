@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from app.core.settings import CommaSeparated, Section
+from app.core.settings import CommaSeparated, Section, SettingError
 
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
 
@@ -20,7 +20,7 @@ def _each(check: Callable[[str], bool], expected: str) -> Any:
         for position, value in enumerate(values, start=1):
             if not check(value):
                 message = f"entry {position} is not {expected}"
-                raise ValueError(message)
+                raise SettingError(message)
         return values
 
     return AfterValidator(validate)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import structlog
 from fastapi import Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import Field
 from sqlalchemy import (
     JSON,
@@ -26,7 +27,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, Database, SessionDep, is_unavailable
+from app.core.database import Base, Database, SessionDep, is_lock_timeout
 from app.core.errors import ConflictError, UnprocessableError
 from app.core.principal import PrincipalDep
 from app.core.routing import route_template
@@ -106,7 +107,8 @@ class Idempotency:
         Raises:
             IdempotencyKeyReusedError: when the key came with another request before.
             IdempotencyKeyInUseError: when the first request with this key takes so long that the
-                database's limit on waiting for locks is reached; to be sent again.
+                database's limit on waiting for locks is reached; to be sent again. Where the
+                database cannot tell that from an outage, the answer is a 503 instead.
         """
         if self._key is None:
             return await handler()
@@ -140,6 +142,8 @@ class Idempotency:
             "fingerprint": fingerprint,
             "created_at": datetime.now(UTC),
         }
+        # A database that is out of reach must not pass for a key in use.
+        await self._session.connection()
         # The second round is for a key that has expired.
         for _ in range(2):
             try:
@@ -154,8 +158,7 @@ class Idempotency:
                     return first
                 await self._session.execute(delete(IdempotencyKey).where(self._is(key), expired))
             except DBAPIError as error:
-                # The connection is fine and nothing is wrong with the row: it waited too long.
-                if is_unavailable(error) and not error.connection_invalidated:
+                if is_lock_timeout(error):
                     raise _in_use() from error
                 raise
             else:
@@ -229,7 +232,22 @@ async def get_idempotency(
         ),
     ] = None,
 ) -> Idempotency:
-    """Read the request's `Idempotency-Key`."""
+    """Read the request's `Idempotency-Key`.
+
+    Raises:
+        RequestValidationError: when there are several different ones: a 422 like that of any
+            other header.
+    """
+    if len(set(request.headers.getlist("Idempotency-Key"))) > 1:
+        raise RequestValidationError(
+            [
+                {
+                    "loc": ("header", "Idempotency-Key"),
+                    "msg": "was sent more than once, with different values",
+                    "type": "idempotency_key_ambiguous",
+                }
+            ]
+        )
     return Idempotency(request, session, principal.id, key)
 
 

@@ -17,11 +17,12 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchem
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.core.settings import Section
+from app.core.settings import Section, SettingError
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
-# libpq's own options, which asyncpg would send on to a server that does not know them.
+# Options of other clients, which asyncpg would send on to a server that does not know them:
+# first libpq's, then Prisma's.
 _CLIENT_OPTIONS = (
     "channel_binding",
     "client_encoding",
@@ -33,7 +34,15 @@ _CLIENT_OPTIONS = (
     "sslcompression",
     "sslsni",
     "tcp_user_timeout",
+    "connection_limit",
+    "pgbouncer",
+    "pool_timeout",
+    "socket_timeout",
+    "sslaccept",
+    "sslidentity",
+    "statement_cache_size",
 )
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _WELL_KNOWN_PASSWORDS = (
     "admin",
     "app",
@@ -50,7 +59,9 @@ _WELL_KNOWN_PASSWORDS = (
 # Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE = (
     "08",  # connection exceptions
+    "28",  # wrong password or no such user: the credentials are being changed, or wrong
     "25P03",  # idle-in-transaction timeout
+    "3D000",  # no such database: not created yet, or being restored
     "40001",  # serialization failure
     "40P01",  # deadlock
     "53",  # insufficient resources, such as too many connections
@@ -58,6 +69,7 @@ _UNAVAILABLE = (
     "57014",  # statement timeout
     "57P",  # shutdown, crash, start-up
 )
+_LOCK_TIMEOUTS = ("55P03", "57014")
 _UNIQUE_VIOLATION = "23505"
 
 _BUDGET_SECONDS = 2.0
@@ -138,12 +150,27 @@ def normalize_url(url: str) -> str:
     meaning (`require` encrypts, `verify-full` also checks whom it talks to).
 
     Raises:
-        ValueError: it is no PostgreSQL URL; the message never quotes it.
+        SettingError: it is no PostgreSQL URL; the message never quotes it.
     """
+    try:
+        return _translate(url)
+    except SettingError:
+        raise
+    except ValueError:
+        # Its message quotes the URL, or a password that was taken for a host.
+        message = "cannot be read; percent-encode special characters in the password"
+        raise SettingError(message) from None
+
+
+def _translate(url: str) -> str:
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _SCHEMES:
         message = "must look like postgresql://user:password@host:5432/database"
-        raise ValueError(message)
+        raise SettingError(message)
+    # What is no UTF-8 was replaced, and the server ends a text at NUL.
+    if {"\0", "\N{REPLACEMENT CHARACTER}"} & set(unquote(url)):
+        message = "has a percent-encoded character that is NUL or not UTF-8"
+        raise SettingError(message)
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     user, colon, password = credentials.partition(":")
@@ -153,12 +180,17 @@ def normalize_url(url: str) -> str:
         port = host.rpartition("]")[2].partition(":")[2]
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
             message = "has a port that is not a number; percent-encode / ? # in passwords"
-            raise ValueError(message)
+            raise SettingError(message)
     options = {
         name: values[-1]
         for name, values in parse_qs(parts.query, keep_blank_values=True).items()
         if not name.startswith(_CLIENT_OPTIONS)
     }
+    if "sslmode" in options and options["sslmode"] not in _SSL_MODES:
+        message = f"has an unknown sslmode; use one of {', '.join(_SSL_MODES)}"
+        raise SettingError(message)
+    if options.get("schema") == "public":
+        del options["schema"]  # Prisma's, and the default
     query = urlencode(options, quote_via=quote)
     return f"postgresql://{credentials}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
 
@@ -251,8 +283,8 @@ def read_only(engine: AsyncEngine) -> AsyncEngine:
 def is_unavailable(error: BaseException) -> bool:
     """Whether the database could not do its work now, so that repeating it later may succeed.
 
-    That is: no connection, none free in the pool, a statement or a lock that took too long, a
-    deadlock or a serialization failure.
+    That is: no connection, or none free in the pool, a role or database that the server does not
+    know, a statement or a lock that took too long, a deadlock or a serialization failure.
     """
     if isinstance(error, PoolTimeoutError):
         return True
@@ -264,6 +296,11 @@ def is_unavailable(error: BaseException) -> bool:
         or isinstance(error, InterfaceError)
         or code.startswith(_UNAVAILABLE)
     )
+
+
+def is_lock_timeout(error: BaseException) -> bool:
+    """Whether a statement had to wait too long, most likely for another transaction's lock."""
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in _LOCK_TIMEOUTS
 
 
 def is_unique_violation(error: IntegrityError, constraint: str | None = None) -> bool:

@@ -17,16 +17,28 @@ class Environment(StrEnum):
     PRODUCTION = "production"
 
 
+class SettingError(ValueError):
+    """A variable's value cannot be used; validators of settings raise it.
+
+    The message is shown, so it must not quote the value. That of any other `ValueError` is
+    withheld: those of the standard library quote what they were given.
+    """
+
+
 def _split_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     text = value.strip()
     if text.startswith("["):
         try:
-            return json.loads(text)
-        except json.JSONDecodeError:
+            items = json.loads(text)
+        except (ValueError, RecursionError):
             message = 'looks like JSON but cannot be read; write a,b or ["a", "b"]'
-            raise ValueError(message) from None
+            raise SettingError(message) from None
+        if not all(isinstance(item, str) for item in items):
+            message = 'must be a list of strings; write a,b or ["a", "b"]'
+            raise SettingError(message)
+        return items
     return [item.strip() for item in text.split(",") if item.strip()]
 
 

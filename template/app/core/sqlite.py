@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-from app.core.settings import Section
+from app.core.settings import Section, SettingError
 
 _DRIVERS = ("sqlite", "sqlite+aiosqlite")
 _EXPECTED = "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
@@ -69,19 +69,20 @@ def normalize_url(url: str) -> str:
     """Translate a `sqlite:` URL for the driver.
 
     Raises:
-        ValueError: it is no SQLite URL, or it names no file.
+        SettingError: it is no SQLite URL, or it names no file; the message never quotes it.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
-        raise ValueError(_EXPECTED) from None
+    except (ArgumentError, ValueError):
+        # Their messages quote the URL, or a password that they took for a port.
+        raise SettingError(_EXPECTED) from None
     if parsed.drivername not in _DRIVERS or parsed.host:
-        raise ValueError(_EXPECTED)
+        raise SettingError(_EXPECTED)
     name = parsed.database or ""
     if name in ("", ":memory:") or name.startswith("file:"):
         # Each connection of the pool would see a database of its own.
         message = "must name a file; a database in memory is not shared by connections"
-        raise ValueError(message)
+        raise SettingError(message)
     return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
 
 
@@ -180,6 +181,14 @@ def is_unavailable(error: BaseException) -> bool:
         return False
     code = getattr(error.orig, "sqlite_errorcode", 0)
     return error.connection_invalidated or code & 0xFF in _UNAVAILABLE_CODES
+
+
+def is_lock_timeout(_: BaseException) -> bool:
+    """Whether waiting for another transaction was what failed: the file's locks cannot tell.
+
+    It is locked as a whole, so whoever waits knows neither for whom nor for what.
+    """
+    return False
 
 
 def is_unique_violation(error: IntegrityError, constraint: str | None = None) -> bool:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -15,8 +16,14 @@ from structlog.testing import capture_logs
 from app.core.background import BackgroundRunner
 from app.core.database import Database
 from app.core.events import EventBus
-from app.core.postgresql import DatabaseSettings, create_engine, is_unavailable, normalize_url
-from app.core.settings import AppSettings
+from app.core.postgresql import (
+    DatabaseSettings,
+    create_engine,
+    is_lock_timeout,
+    is_unavailable,
+    normalize_url,
+)
+from app.core.settings import AppSettings, SettingError
 from devtools.postgresql import PostgresServer
 
 NOBODY = "postgresql://nobody@127.0.0.1:1/none"
@@ -48,6 +55,10 @@ async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
             "postgresql://u@db/app?sslmode=verify-full&channel_binding=require&sslrootcert=/ca.pem",
             "postgresql://u@db/app?sslmode=verify-full&sslrootcert=%2Fca.pem",
         ),
+        (
+            "postgresql://u@db/app?schema=public&pgbouncer=true&connection_limit=5&pool_timeout=3",
+            "postgresql://u@db/app",
+        ),
         ("postgresql:///app?host=/run/postgresql", "postgresql:///app?host=%2Frun%2Fpostgresql"),
     ],
 )
@@ -65,6 +76,13 @@ def test_urls_of_other_tools_are_translated(given: str, used: str) -> None:
         "",
         "postgresql://u:hunter2@db:port/app",
         "postgresql://u:hunter2@db:99999/app",
+        "postgresql://u:pa[hunter2]@db/app",
+        "postgresql://u:hunter2\uff1a@db/app",
+        f"postgresql://u:p@db:{'1' * 5000}hunter2/app",
+        "postgresql://u:hunter2%00@db/app",
+        "postgresql://u:hunter2%ff@db/app",
+        "postgresql://u:hunter2@db/app?application_name=%00",
+        "postgresql://u:hunter2@db/app?sslmode=bogus",
     ],
 )
 def test_what_is_no_url_is_refused_without_showing_it(url: str) -> None:
@@ -74,6 +92,7 @@ def test_what_is_no_url_is_refused_without_showing_it(url: str) -> None:
     [problem] = failure.value.errors()
     assert problem["loc"] == ("DATABASE_URL",)
     assert "hunter2" not in problem["msg"]
+    assert isinstance(problem["ctx"]["error"], SettingError)
 
 
 def test_the_password_is_not_printed() -> None:
@@ -152,6 +171,7 @@ async def test_a_lock_that_is_held_too_long_is_unavailability(database_url: str)
                 await waiter.execute(lock)
 
     assert is_unavailable(failure.value)
+    assert is_lock_timeout(failure.value)
 
 
 async def test_a_connection_killed_before_commit_writes_nothing(scratch_database_url: str) -> None:
@@ -176,6 +196,22 @@ async def test_no_server_is_unavailability() -> None:
     async with opened(NOBODY) as database:
         with pytest.raises(DBAPIError, match="cannot connect") as failure:
             await database.ping()
+
+    assert is_unavailable(failure.value)
+    assert not is_lock_timeout(failure.value)
+
+
+@pytest.mark.parametrize(("part", "unknown"), [("path", "/no_such"), ("netloc", "no_such@")])
+async def test_a_role_or_a_database_that_the_server_does_not_know_is_unavailability(
+    database_url: str, part: str, unknown: str
+) -> None:
+    parts = urlsplit(database_url)
+    host = parts.netloc.rpartition("@")[2]
+    url = parts._replace(**{part: unknown + host if part == "netloc" else unknown}).geturl()
+    async with opened(url) as database:
+        with pytest.raises(DBAPIError, match="no_such") as failure:
+            async with database.read_only() as session:
+                await session.execute(text("SELECT 1"))
 
     assert is_unavailable(failure.value)
 

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.core.settings import SettingError
 from app.core.sqlite import DatabaseSettings, create_engine, is_unavailable, read_only
 
 
@@ -50,13 +51,18 @@ def test_relative_and_absolute_files_are_accepted(given: str, used: str) -> None
         ("sqlite://app.db", "must look like sqlite:///"),
         ("app.db", "must look like sqlite:///"),
         ("mysql://user:hunter2@host/db", "must look like sqlite:///"),
+        ("other://admin:hunter2/db", "must look like sqlite:///"),
+        ("sqlite://admin:hunter2/db", "must look like sqlite:///"),
+        ("sqlite://u:pa[hunter2]@h/db", "must look like sqlite:///"),
     ],
 )
 def test_what_is_no_file_is_refused_without_showing_it(url: str, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint) as failure:
         make_settings(url)
 
-    assert "hunter2" not in failure.value.errors()[0]["msg"]
+    [problem] = failure.value.errors()
+    assert "hunter2" not in problem["msg"]
+    assert isinstance(problem["ctx"]["error"], SettingError)
 
 
 def test_production_needs_a_url() -> None:
