@@ -9,7 +9,8 @@ from uuid import UUID
 
 from fastapi import Depends, Query
 from fastapi.exceptions import RequestValidationError
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 from sqlalchemy import Select
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
@@ -60,9 +61,18 @@ class PageParams:
         return urlsafe_b64encode(self.list_tag + _KEY_FORMAT + key.bytes).decode()
 
 
+def _plain_digits(value: object) -> object:
+    # pydantic would read " 5", "+5", "1_0" and "1.0" as well.
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        raise PydanticCustomError("int_parsing", "Input should be an integer, in plain digits")
+    return value
+
+
 async def get_page_params(
     connection: HTTPConnection,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
+    limit: Annotated[
+        int, BeforeValidator(_plain_digits), Query(ge=1, le=MAX_LIMIT)
+    ] = DEFAULT_LIMIT,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the page before; opaque.")
     ] = None,

@@ -116,7 +116,9 @@ async def test_twenty_at_a_time_unless_told_otherwise(
     assert len((await client.get("/api/v1/notes?limit=100")).json()["items"]) == 100
 
 
-@pytest.mark.parametrize("limit", ["0", "101", "-1", "many", ""])
+@pytest.mark.parametrize(
+    "limit", ["0", "101", "-1", "many", "", "1.0", "1_0", "+5", " 5", "5 ", "\u0665"]
+)
 async def test_any_other_limit_is_refused(client: httpx2.AsyncClient, limit: str) -> None:
     answer = await client.get("/api/v1/notes", params={"limit": limit})
     assert answer.status_code == 422
