@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Scope
 
 MEDIA_TYPE = "application/problem+json"
+MAX_ERRORS = 50
+MAX_NAME = 100
 _SCHEMA_PATH = "#/components/schemas/"
 # Python 3.13 renamed these (RFC 9110); the service answers the same on every version.
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
@@ -84,8 +87,18 @@ def problem_response(
 
 
 def field_problems(errors: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Reduce pydantic's errors to what the client may see: neither input nor context objects."""
-    return [{name: error[name] for name in ("loc", "msg", "type")} for error in errors]
+    """Reduce pydantic's errors to what the client may see: neither input nor context objects.
+
+    Only the first 50 are listed, and long names are cut: the answer must not outgrow the request.
+    """
+    return [
+        {
+            "loc": [part[:MAX_NAME] if isinstance(part, str) else part for part in error["loc"]],
+            "msg": error["msg"],
+            "type": error["type"],
+        }
+        for error in islice(errors, MAX_ERRORS)
+    ]
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
