@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from uuid import uuid4
@@ -14,9 +14,9 @@ from app.core.events import Event, EventBus
 from app.core.principal import Principal
 from app.orders.events import OrderCancelled, OrderConfirmed, OrderPlaced, PlacedLine
 from app.orders.exceptions import OrderNotCancellableError, OrderNotFoundError
-from app.orders.models import OrderStatus
+from app.orders.models import Order, OrderStatus
 from app.orders.schemas import OrderCreate
-from app.orders.service import OrderConfirmation, OrderService
+from app.orders.service import OrderConfirmation, OrderService, order_etag
 from app.settings import Settings
 from tests.factories.orders import OrderFactory, order_body
 
@@ -115,16 +115,17 @@ async def test_an_order_belongs_to_who_placed_it(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preconditions", "refusal"),
+    ("if_match", "refusal"),
     [
-        (ANY_STATE, OrderNotCancellableError),
-        (Preconditions(if_match=frozenset("*")), PreconditionFailedError),
+        (lambda _: None, OrderNotCancellableError),
+        (lambda _: frozenset("*"), OrderNotCancellableError),
+        (lambda order: frozenset([order_etag(order)]), PreconditionFailedError),
     ],
 )
 async def test_an_order_changed_since_it_was_read_is_not_overwritten(
     database: Database,
     orders: OrderFactory,
-    preconditions: Preconditions,
+    if_match: Callable[[Order], frozenset[str] | None],
     refusal: type[Exception],
 ) -> None:
     order = await orders.owned_by("ada").a_placed()
@@ -137,6 +138,7 @@ async def test_an_order_changed_since_it_was_read_is_not_overwritten(
         async with database.transaction() as session:
             # What a session holds already is not read anew.
             session.add(outdated)
+            preconditions = Preconditions(if_match=if_match(outdated))
             await OrderService(session, ADA).cancel(order.id, preconditions)
 
     async with database.read_only() as session:
