@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from app.core.problems import (
+    MAX_ERRORS,
     Problem,
     document_problems,
     field_problems,
@@ -200,7 +201,9 @@ def error_response(scope: Scope, error: Exception) -> Response | None:
             return problem_response(
                 scope,
                 422,
-                detail="The request is not valid; see errors.",
+                detail="The request is not valid; see errors."
+                if len(error.errors()) <= MAX_ERRORS
+                else f"The request is not valid; errors lists the first {MAX_ERRORS} reasons.",
                 code="validation",
                 title="Request not valid",
                 extensions={"errors": field_problems(error.errors())},

@@ -5,9 +5,17 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+_UNKNOWN_FIELDS_REPORTED = 20
 
 
 class ApiModel(BaseModel):
@@ -24,6 +32,19 @@ class ApiInput(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_unknown_fields_at_once(cls, value: Any) -> Any:
+        # Each would become an error of its own: a body of a megabyte holds 100,000 of them, and
+        # reporting those keeps the process from answering anybody else.
+        most = len(cls.model_fields) + _UNKNOWN_FIELDS_REPORTED
+        forbidden = cls.model_config.get("extra") == "forbid"
+        if forbidden and isinstance(value, dict) and len(value) > most:
+            raise PydanticCustomError(
+                "too_many_fields", "Object should have at most {most} fields", {"most": most}
+            )
+        return value
 
 
 @dataclass(frozen=True)

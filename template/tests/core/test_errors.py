@@ -205,6 +205,18 @@ async def test_an_invalid_request_lists_places_and_reasons_but_no_values(
     assert "many" not in response.text
 
 
+async def test_an_answer_does_not_outgrow_a_request_full_of_errors(
+    client: httpx2.AsyncClient,
+) -> None:
+    flood = {f"{number}{'x' * 1000}": 0 for number in range(500)}
+    response = await client.post("/books", json={"quantity": 1, **flood})
+    assert response.status_code == 422
+    body = problem(response)
+    assert len(body["errors"]) == 50
+    assert "the first 50" in body["detail"]
+    assert body["errors"][0]["loc"] == ["body", "0" + "x" * 99]
+
+
 @pytest.mark.parametrize("body", [b"{", b'{"quantity": 1', b"[1, 2"])
 async def test_malformed_json_is_an_invalid_request(
     client: httpx2.AsyncClient, body: bytes

@@ -1,3 +1,4 @@
+import json
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -98,6 +99,15 @@ def test_an_input_refuses_unknown_fields() -> None:
         ArticleCreate.model_validate({"pieces": 1, "peices": 2})
 
     assert refusal.value.errors()[0]["loc"] == ("peices",)
+
+
+def test_a_flood_of_unknown_fields_is_one_error() -> None:
+    flood = json.dumps({"pieces": 1, **dict.fromkeys(map(str, range(100_000)))})
+    with pytest.raises(ValidationError) as refusal:
+        ArticleCreate.model_validate_json(flood)
+
+    [error] = refusal.value.errors()
+    assert error["type"] == "too_many_fields"
 
 
 def test_an_answer_reads_from_objects() -> None:
