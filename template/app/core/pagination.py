@@ -68,11 +68,12 @@ def _plain_digits(value: object) -> object:
     return value
 
 
+_Limit = Annotated[int, Field(ge=1, le=MAX_LIMIT), BeforeValidator(_plain_digits)]
+
+
 async def get_page_params(
     connection: HTTPConnection,
-    limit: Annotated[
-        int, BeforeValidator(_plain_digits), Query(ge=1, le=MAX_LIMIT)
-    ] = DEFAULT_LIMIT,
+    limit: Annotated[_Limit, Query()] = DEFAULT_LIMIT,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the page before; opaque.")
     ] = None,

@@ -121,6 +121,7 @@ async def test_an_order_belongs_to_who_placed_it(database: Database) -> None:
         (lambda _: frozenset("*"), OrderNotCancellableError),
         (lambda order: frozenset([order_etag(order)]), PreconditionFailedError),
     ],
+    ids=["any state", "any version", "that version"],
 )
 async def test_an_order_changed_since_it_was_read_is_not_overwritten(
     database: Database,
