@@ -25,6 +25,9 @@ from tests.core.conftest import ServeRouter
 
 SETTINGS = IdempotencySettings()
 
+# Set by a request that has stored its key and is at work.
+at_work = asyncio.Event()
+
 
 class OwnBase(DeclarativeBase):
     """Apart from the service's tables."""
@@ -63,6 +66,7 @@ async def add_note(body: NoteCreate, session: SessionDep, idempotency: Idempoten
         note = Note(text=body.text)
         session.add(note)
         await session.flush()
+        at_work.set()
         await asyncio.sleep(body.seconds)
         if body.fail:
             raise ConflictError("failed after writing")
@@ -203,8 +207,9 @@ async def test_of_many_at_the_same_time_one_writes_and_the_others_replay(
 async def test_whoever_waits_for_a_request_that_fails_writes_instead(
     client: httpx2.AsyncClient, database: Database
 ) -> None:
+    at_work.clear()
     first = asyncio.create_task(post(client, "k", {"text": "a", "fail": True, "seconds": 0.2}))
-    await asyncio.sleep(0.1)
+    await at_work.wait()
     second = await post(client, "k", {"text": "b"})
     assert ((await first).status_code, second.status_code) == (409, 201)
     assert "Idempotency-Replayed" not in second.headers
@@ -215,8 +220,9 @@ async def test_whoever_waits_too_long_is_told_to_come_back(
     client: httpx2.AsyncClient, database: Database, serve_router: ServeRouter
 ) -> None:
     async with serve_router(router, DB_LOCK_TIMEOUT_SECONDS=0.2) as impatient:
+        at_work.clear()
         first = asyncio.create_task(post(client, "k", {"text": "a", "seconds": 1.5}))
-        await asyncio.sleep(0.3)
+        await at_work.wait()
         second = await post(impatient, "k", {"text": "a", "seconds": 1.5})
         # 503 where the database cannot tell a long wait from an outage.
         assert (second.status_code, second.json()["type"]) in {
