@@ -10,9 +10,8 @@ from devtools.update import update
 
 
 def git(project: Path, *arguments: str) -> str:
-    identity = ["-c", "user.name=Ada", "-c", "user.email=ada@example.com"]
     return subprocess.run(
-        ["git", *identity, *arguments], check=True, cwd=project, capture_output=True, text=True
+        ["git", *arguments], check=True, cwd=project, capture_output=True, text=True
     ).stdout
 
 
@@ -28,6 +27,9 @@ def commit(project: Path, files: dict[str, str]) -> None:
 def project(tmp_path: Path) -> Path:
     """A service: made from the template, then changed by its team in one file of two."""
     git(tmp_path, "init", "--quiet")
+    # A machine that builds may have told git nobody's name.
+    git(tmp_path, "config", "user.name", "Ada")
+    git(tmp_path, "config", "user.email", "ada@example.com")
     made = {".copier-answers.yml": "_commit: v1\n", "app/a.py": "a = 1\n", "app/b.py": "b = 1\n"}
     commit(tmp_path, made)
     commit(tmp_path, {"app/a.py": "a = 2\n"})
