@@ -45,7 +45,8 @@ def test_it_renders_what_the_harness_renders(
     answers = COMBINATIONS[1].answers
     data = [part for k, v in answers.items() for part in ("--data", f"{k}={str(v).lower()}")]
     service = tmp_path / "service"
-    result = run_copier("copy", "--defaults", *data, repository.folder, service, folder=tmp_path)
+    options = ["--defaults", "--vcs-ref", repository.head, *data]
+    result = run_copier("copy", *options, repository.folder, service, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert contents(service) == contents(renderer.render(answers))
     # The next two commands, after git.
@@ -66,8 +67,9 @@ def test_it_renders_the_same_on_any_machine(
     )
     extra = {"HOME": str(home), "LC_ALL": "C", "TZ": "Pacific/Auckland", "PYTHONHASHSEED": "7"}
     service = elsewhere / "sérvice"
+    options = ["--defaults", "--vcs-ref", repository.head]
     result = run_copier(
-        "copy", "--defaults", repository.folder, service, folder=elsewhere, extra=extra, umask=0o077
+        "copy", *options, repository.folder, service, folder=elsewhere, extra=extra, umask=0o077
     )
     assert result.returncode == 0, result.stderr
     assert contents(service) == contents(renderer.render({}))
@@ -76,12 +78,13 @@ def test_it_renders_the_same_on_any_machine(
 def test_it_updates_without_trust_and_says_where_to_look(
     repository: TemplateRepository, tmp_path: Path
 ) -> None:
-    service = repository.copy(repository.releases[0], tmp_path / "service")
+    service = repository.copy(repository.head, tmp_path / "service")
+    # Without a version it goes to the latest release.
     result = run_copier("update", "--defaults", folder=service)
     assert result.returncode == 0, result.stderr
     assert "git ls-files --unmerged" in result.stderr
     assert "git diff --diff-filter=D" in result.stderr
-    fresh = repository.copy(repository.head, tmp_path / "fresh")
+    fresh = repository.copy(repository.next, tmp_path / "fresh")
     without_history = {k: v for k, v in contents(fresh).items() if "migrations/versions" not in k}
     updated = {k: v for k, v in contents(service).items() if "migrations/versions" not in k}
     assert updated == without_history
