@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -61,8 +61,11 @@ async def _wait_for_turn(connection: AsyncConnection) -> None:
     await connection.commit()
 
 
-class ConcurrentIndexOps(ops.OpContainer):
+class ConcurrentIndexOps(ops.MigrateOperation):
     """Indexes to build without blocking writes, which cannot be done inside a transaction."""
+
+    def __init__(self, indexes: Sequence[ops.CreateIndexOp]) -> None:
+        self.indexes = indexes
 
 
 @renderers.dispatch_for(ConcurrentIndexOps)
@@ -71,19 +74,13 @@ def _render(autogenerate: AutogenContext, block: ConcurrentIndexOps) -> list[str
         "with op.get_context().autocommit_block():",
         "# An attempt that failed has left an unusable index behind.",
     ]
-    for index in block.ops:
-        assert isinstance(index, ops.CreateIndexOp)
-        leftover = ops.DropIndexOp(
-            index.index_name,
-            index.table_name,
-            schema=index.schema,
-            if_exists=True,
-            postgresql_concurrently=True,
-        )
+    for index in block.indexes:
+        leftover = index.reverse()
+        leftover.if_exists = True
         lines.append(render_op_text(autogenerate, leftover))
     lines.append("# Waits for older transactions, but nobody waits for it.")
     lines.append('op.execute("SET lock_timeout = 0")')
-    lines += [render_op_text(autogenerate, index) for index in block.ops]
+    lines += [render_op_text(autogenerate, index) for index in block.indexes]
     # An empty line ends the block.
     return [*lines, 'op.execute("RESET lock_timeout")', ""]
 
@@ -102,7 +99,7 @@ def _build_indexes_concurrently(
 def _move_indexes(operations: ops.OpContainer) -> None:
     # Nobody reads or writes a table yet that the same revision creates.
     created = {op.table_name for op in operations.ops if isinstance(op, ops.CreateTableOp)}
-    indexes: list[ops.MigrateOperation] = []
+    indexes: list[ops.CreateIndexOp] = []
     for table in operations.ops:
         if isinstance(table, ops.ModifyTableOps) and table.table_name not in created:
             for op in list(table.ops):

@@ -25,6 +25,9 @@ logger = structlog.get_logger(__name__)
 class RunnerClosedError(RuntimeError):
     """Work was handed to the runner after it had been closed; it will not be done."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} came after the background runner had been closed")
+
 
 class BackgroundRunner:
     """Runs work beside the requests, in memory: a process that is killed loses what is queued.
@@ -59,7 +62,7 @@ class BackgroundRunner:
         """
         if self._closed:
             logger.error("background_task_refused", task=name)
-            raise RunnerClosedError(f"{name} came after the background runner had been closed")
+            raise RunnerClosedError(name)
         self._start(name, partial(self._run_in_turn, name, job))
 
     def every(self, seconds: float, name: str, job: Job) -> None:
@@ -72,7 +75,7 @@ class BackgroundRunner:
             RunnerClosedError: the runner has finished draining.
         """
         if self._closed:
-            raise RunnerClosedError(f"{name} came after the background runner had been closed")
+            raise RunnerClosedError(name)
         self._start(name, partial(self._run_periodically, seconds, name, job))
 
     async def __aenter__(self) -> Self:

@@ -141,7 +141,8 @@ def normalize_url(url: str) -> str:
     """
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _SCHEMES:
-        raise ValueError("must look like postgresql://user:password@host:5432/database")
+        message = "must look like postgresql://user:password@host:5432/database"
+        raise ValueError(message)
     parts = urlsplit(url)
     credentials, at, hosts = parts.netloc.rpartition("@")
     user, colon, password = credentials.partition(":")
@@ -150,7 +151,8 @@ def normalize_url(url: str) -> str:
     for host in hosts.split(","):
         port = host.rpartition("]")[2].partition(":")[2]
         if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError("has a port that is not a number; percent-encode / ? # in passwords")
+            message = "has a port that is not a number; percent-encode / ? # in passwords"
+            raise ValueError(message)
     options = {
         name: values[-1]
         for name, values in parse_qs(parts.query, keep_blank_values=True).items()
@@ -200,7 +202,8 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
             )
         except OSError as error:
             # SQLAlchemy turns only the driver's own errors into its InterfaceError.
-            raise asyncpg.InterfaceError(f"cannot connect: {error or 'timed out'}") from error
+            message = f"cannot connect: {type(error).__name__} {error}"
+            raise asyncpg.InterfaceError(message) from error
 
     options: dict[str, Any] = {
         "async_creator": connect,
@@ -228,7 +231,7 @@ def _on_error(context: ExceptionContext) -> None:
         # Otherwise the next round of anyio's cancellation would stop the driver from telling the
         # server, where the statement would run on and keep its locks.
         adapted = cast(AdaptedConnection, context.connection.connection.dbapi_connection)
-        with CancelScope(shield=True):
+        with CancelScope(shield=True):  # noqa: ASYNC100, run_async awaits
             adapted.run_async(_cancel_and_close)
 
 

@@ -20,6 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from app.core.settings import Section
 
 _DRIVERS = ("sqlite", "sqlite+aiosqlite")
+_EXPECTED = "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
 _UNIQUE_CODES = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
 # The low byte of https://www.sqlite.org/rescode.html
 _UNAVAILABLE_CODES = (
@@ -73,15 +74,14 @@ def normalize_url(url: str) -> str:
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise ValueError("must look like sqlite:///path/to/file.db") from None
+        raise ValueError(_EXPECTED) from None
     if parsed.drivername not in _DRIVERS or parsed.host:
-        raise ValueError(
-            "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
-        )
+        raise ValueError(_EXPECTED)
     name = parsed.database or ""
     if name in ("", ":memory:") or name.startswith("file:"):
         # Each connection of the pool would see a database of its own.
-        raise ValueError("must name a file; a database in memory is not shared by connections")
+        message = "must name a file; a database in memory is not shared by connections"
+        raise ValueError(message)
     return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
 
 
