@@ -116,6 +116,7 @@ class RedisClient:
         self._on_recovery: list[Command[object]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._outages = 0
+        self._closed = False
 
     def key(self, *parts: str) -> str:
         """Name a key: the service's prefix, then the parts."""
@@ -137,7 +138,8 @@ class RedisClient:
                 executed is unknown.
             RedisError: the server refused this very command.
         """
-        if self._recovery is not None:
+        # A request that outlives the shutdown must not open a connection that nobody closes.
+        if self._recovery is not None or self._closed:
             raise RedisUnavailableError
         outages = self._outages
         try:
@@ -161,7 +163,8 @@ class RedisClient:
         self._on_recovery.append(command)
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; from then on `call` fails."""
+        self._closed = True
         if self._recovery is not None:
             self._recovery.cancel()
             await asyncio.wait([self._recovery])

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from typing import Annotated
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -88,8 +88,8 @@ def normalize_url(url: str) -> str:
         _check_address(address, parts.path)
     if parts.fragment:
         raise ValueError("has a #; percent-encode / ? # in passwords")
-    options = _options(parts.query, scheme)
-    return urlunsplit((scheme, f"{credentials}{at}{address}", parts.path, options, ""))
+    query = _options(parts.query, scheme)
+    return f"{scheme}://{credentials}{at}{address}{parts.path}{'?' if query else ''}{query}"
 
 
 def _check_address(address: str, path: str) -> None:
