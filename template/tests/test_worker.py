@@ -1,66 +1,22 @@
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import anyio
-import pytest
 import structlog
-from pydantic import BaseModel
-from sqlalchemy import select
 
-from app.core.database import Database
-from app.core.dead_letters import DeadLetter
 from app.core.heartbeat import find_problem
-from app.core.jobs import Job
 from app.core.outbox import OutboxJob
 from devtools.valkey import ValkeyServer
-from tests.fixtures.jobs import Work, eventually
+from tests.fixtures.jobs import Jobs, Work, eventually
 from tests.jobs import definitions
 from tests.jobs.definitions import Nap, Note
 
 WORKER = "tests.jobs.worker"
 # Short, so that tests need not wait long for what a dead worker had in hand.
 SHORT_LEASE = {"JOB_LEASE_SECONDS": "2"}
-
-Enqueue = Callable[..., Awaitable[bool]]
-Rows = Callable[[], Awaitable[Sequence[OutboxJob]]]
-Letters = Callable[[], Awaitable[Sequence[DeadLetter]]]
-
-
-@pytest.fixture
-def enqueue(database: Database) -> Enqueue:
-    """Enqueue a job in a transaction of its own."""
-
-    async def add(job: Job[Any], payload: BaseModel, **options: Any) -> bool:
-        async with database.transaction() as session:
-            return await job.enqueue(session, payload, **options)
-
-    return add
-
-
-@pytest.fixture
-def rows(database: Database) -> Rows:
-    """Reads the outbox."""
-
-    async def read() -> Sequence[OutboxJob]:
-        async with database.read_only() as session:
-            return (await session.scalars(select(OutboxJob).order_by(OutboxJob.id))).all()
-
-    return read
-
-
-@pytest.fixture
-def letters(database: Database) -> Letters:
-    """Reads the dead letters."""
-
-    async def read() -> Sequence[DeadLetter]:
-        async with database.read_only() as session:
-            return (await session.scalars(select(DeadLetter).order_by(DeadLetter.id))).all()
-
-    return read
 
 
 def all_done(found: Sequence[OutboxJob]) -> bool:
@@ -75,50 +31,49 @@ async def lines(file: Path) -> list[str]:
     return _read_lines(file)
 
 
-async def test_a_job_is_done_soon_after_its_commit(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path
-) -> None:
+async def test_a_job_is_done_soon_after_its_commit(jobs: Jobs, work: Work, tmp_path: Path) -> None:
     async with work(module=WORKER):
-        await enqueue(definitions.note, Note(file=tmp_path / "notes"))
-        done = await eventually(rows, all_done, seconds=5)
+        await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
+        done = await eventually(jobs.rows, all_done, seconds=5)
 
     assert [(row.tries, row.due_at) for row in done] == [(1, None)]
     assert await lines(tmp_path / "notes") == ["done"]
 
 
 async def test_at_sigterm_short_jobs_finish_and_long_ones_go_back_without_losing_a_try(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     short, long = tmp_path / "short", tmp_path / "long"
     async with work({"SHUTDOWN_TIMEOUT_SECONDS": "3"}, WORKER) as worker:
-        await enqueue(definitions.nap, Nap(file=short, seconds=1))
-        await enqueue(definitions.nap, Nap(file=long, seconds=30))
+        await jobs.enqueue(definitions.nap, Nap(file=short, seconds=1))
+        await jobs.enqueue(definitions.nap, Nap(file=long, seconds=30))
         for file in (short, long):
             await eventually(lambda: lines(file), lambda found: found == ["try 1"])  # noqa: B023
         assert await worker.stop() == 0, worker.logs()
 
-    finished, returned = await rows()
+    finished, returned = await jobs.rows()
     assert await lines(short) == ["try 1", "done"]
     assert finished.done_at is not None
     assert (returned.tries, returned.done_at) == (0, None)
     assert await lines(long) == ["try 1"]
-    async with work(module=WORKER):
+    async with work(module=WORKER) as other:
         # Nobody waits for a lease: it is back in the queue.
         await eventually(lambda: lines(long), lambda found: found == ["try 1"] * 2, seconds=5)
+        await other.kill()
 
 
 async def test_the_jobs_of_a_killed_worker_are_done_by_another(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     files = [tmp_path / f"nap-{number}" for number in range(5)]
     async with work(SHORT_LEASE, WORKER) as doomed:
         for file in files:
-            await enqueue(definitions.nap, Nap(file=file, seconds=1))
+            await jobs.enqueue(definitions.nap, Nap(file=file, seconds=1))
         await eventually(lambda: lines(files[0]), lambda found: found == ["try 1"])
         await doomed.kill()
 
     async with work(SHORT_LEASE, WORKER):
-        done = await eventually(rows, all_done, seconds=15)
+        done = await eventually(jobs.rows, all_done, seconds=15)
 
     assert len(done) == len(files)
     for file in files:
@@ -126,18 +81,18 @@ async def test_the_jobs_of_a_killed_worker_are_done_by_another(
 
 
 async def test_a_job_that_runs_longer_than_a_lease_runs_once(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     file = tmp_path / "nap"
     async with work(SHORT_LEASE, WORKER), work(SHORT_LEASE, WORKER):
-        await enqueue(definitions.nap, Nap(file=file, seconds=5))
-        await eventually(rows, all_done, seconds=15)
+        await jobs.enqueue(definitions.nap, Nap(file=file, seconds=5))
+        await eventually(jobs.rows, all_done, seconds=15)
 
     assert await lines(file) == ["try 1", "done"]
 
 
 async def test_jobs_with_one_ordering_key_run_one_after_the_other(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     file = tmp_path / "notes"
     async with work(module=WORKER), work(module=WORKER):
@@ -147,34 +102,34 @@ async def test_jobs_with_one_ordering_key_run_one_after_the_other(
                 if number % 3 == 0
                 else (definitions.note, Note(file=file, text=str(number)))
             )
-            await enqueue(job, payload, ordering_key="one")
-        await eventually(rows, all_done)
+            await jobs.enqueue(job, payload, ordering_key="one")
+        await eventually(jobs.rows, all_done)
 
     notes = [line for line in await lines(file) if line.isdecimal()]
     assert notes == [str(number) for number in range(10)]
 
 
 async def test_a_job_that_kills_its_worker_ends_in_the_dead_letters(
-    work: Work, enqueue: Enqueue, letters: Letters, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
-    await enqueue(definitions.deadly, Note(file=tmp_path / "notes"))
+    await jobs.enqueue(definitions.deadly, Note(file=tmp_path / "notes"))
     for _ in range(2):
         async with work(SHORT_LEASE, WORKER, ready=False) as worker:
             await worker.wait(20)
     async with work(SHORT_LEASE, WORKER):
-        [letter] = await eventually(letters, bool)
+        [letter] = await eventually(jobs.letters, bool)
 
     assert letter.error.startswith("WorkerLostError")
     assert await lines(tmp_path / "notes") == ["tried"] * 2
 
 
 async def test_the_log_of_a_job_carries_the_id_of_the_request_that_caused_it(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     with structlog.contextvars.bound_contextvars(request_id="cause-1"):
-        await enqueue(definitions.note, Note(file=tmp_path / "notes"))
+        await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
     async with work(module=WORKER) as worker:
-        await eventually(rows, all_done)
+        await eventually(jobs.rows, all_done)
 
     logged = [json.loads(line) for line in worker.logs().splitlines()]
     [line] = [line for line in logged if line["event"] == "job_done"]
@@ -182,33 +137,33 @@ async def test_the_log_of_a_job_carries_the_id_of_the_request_that_caused_it(
 
 
 async def test_work_goes_on_after_redis_was_restarted_empty(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path, private_redis: ValkeyServer
+    jobs: Jobs, work: Work, tmp_path: Path, private_redis: ValkeyServer
 ) -> None:
     env = {**SHORT_LEASE, "REDIS_URL": private_redis.start().url()}
     async with work(env, WORKER) as worker:
         for number in range(30):
             file = tmp_path / f"nap-{number}"
-            await enqueue(definitions.nap, Nap(file=file, seconds=0.3))
+            await jobs.enqueue(definitions.nap, Nap(file=file, seconds=0.3))
         await eventually(lambda: lines(tmp_path / "nap-0"), bool)
         private_redis.kill()
         await anyio.sleep(1)
         private_redis.start()
 
-        await eventually(rows, all_done)
+        await eventually(jobs.rows, all_done)
         assert worker.process.poll() is None
 
 
 async def test_a_worker_starts_before_redis_does(
-    work: Work, enqueue: Enqueue, rows: Rows, tmp_path: Path, private_redis: ValkeyServer
+    jobs: Jobs, work: Work, tmp_path: Path, private_redis: ValkeyServer
 ) -> None:
-    await enqueue(definitions.note, Note(file=tmp_path / "notes"))
+    await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
     server = private_redis.start()
     private_redis.kill()
     async with work({"REDIS_URL": server.url()}, WORKER, ready=False) as worker:
         await eventually(lambda: check(worker.heartbeat, "live"), lambda problem: not problem)
         assert "queue" in await check(worker.heartbeat, "ready")
         private_redis.start()
-        await eventually(rows, all_done)
+        await eventually(jobs.rows, all_done)
         await eventually(lambda: check(worker.heartbeat, "ready"), lambda problem: not problem)
 
 
@@ -240,11 +195,11 @@ async def test_the_check_is_true_for_a_living_a_stopped_a_killed_and_a_missing_w
 
 
 async def test_a_worker_that_is_about_to_end_is_alive_and_not_ready(
-    work: Work, enqueue: Enqueue, tmp_path: Path
+    jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     file = tmp_path / "nap"
     async with work(module=WORKER) as worker:
-        await enqueue(definitions.nap, Nap(file=file, seconds=6))
+        await jobs.enqueue(definitions.nap, Nap(file=file, seconds=6))
         await eventually(lambda: lines(file), bool)
         worker.process.terminate()
 

@@ -81,6 +81,8 @@ async def fetch_export(
         read_file(database, export.id),
         media_type=csv_file.MEDIA_TYPE,
         headers={
+            # Personal data; it does not stay in any cache.
+            "Cache-Control": "private, no-store",
             "Content-Disposition": f'attachment; filename="orders-{export.id}.csv"',
             "Content-Length": str(export.size),
         },
