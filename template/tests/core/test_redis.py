@@ -120,7 +120,7 @@ async def _give_up(client: RedisClient) -> None:
 async def test_a_wrong_command_is_no_outage(private_client: RedisClient) -> None:
     async def wrong(client: Redis) -> None:
         await client.set("key", "value")
-        await client.lpush("key", "value")
+        await client.incr("key")
 
     with pytest.raises(ResponseError):
         await private_client.call(wrong)
