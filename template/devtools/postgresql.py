@@ -53,6 +53,7 @@ class PostgresServer:
         self._port = port
         self._user = server_user()
         self._process: subprocess.Popen[bytes] | None = None
+        self.data = self._data_folder()
         self.log = folder / "postgresql.log"
 
     def start(self) -> Server:
@@ -64,9 +65,7 @@ class PostgresServer:
             PostgresNotFoundError: there are no programs to run; says what to do.
             RuntimeError: it did not start; has the end of its log.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         self._programs = find_programs(self._user)
-        self._data = self._data_folder()
         password = self._initialize()
         # Between choosing a free port and using it, another process may take it.
         for attempts_left in (2, 1, 0):
@@ -94,9 +93,10 @@ class PostgresServer:
 
     def remove(self) -> None:
         """Delete its data."""
-        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(self.data, ignore_errors=True)
 
     def _data_folder(self) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
         if self._user and not reachable(self._folder):
             name = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()[:16]
             return machine_folder() / f"data-{name}"
@@ -104,32 +104,32 @@ class PostgresServer:
 
     def _initialize(self) -> str:
         password_file = self._folder / "password"
-        if (self._data / "PG_VERSION").exists() and password_file.exists():
+        if (self.data / "PG_VERSION").exists() and password_file.exists():
             self._refuse_another_version()
             return password_file.read_text()
-        shutil.rmtree(self._data, ignore_errors=True)
-        self._data.mkdir(mode=0o700)
+        shutil.rmtree(self.data, ignore_errors=True)
+        self.data.mkdir(mode=0o700)
         password = secrets.token_urlsafe(24)
         password_file.touch(mode=0o600)
         password_file.write_text(password)
         try:
             self._run_initdb(password)
         except BaseException:
-            shutil.rmtree(self._data, ignore_errors=True)
+            shutil.rmtree(self.data, ignore_errors=True)
             raise
         return password
 
     def _run_initdb(self, password: str) -> None:
         # A copy, because the server's user may not be able to read our files.
-        password_file = self._data.with_suffix(".password")
+        password_file = self.data.with_suffix(".password")
         password_file.touch(mode=0o600)
         password_file.write_text(password)
         if self._user:
-            for path in (self._data, password_file):
+            for path in (self.data, password_file):
                 os.chown(path, self._user.uid, self._user.gid)
         command = [
             str(self._programs / "initdb"),
-            f"--pgdata={self._data}",
+            f"--pgdata={self.data}",
             # Anybody on this machine can reach the port.
             "--auth=scram-sha-256",
             f"--pwfile={password_file}",
@@ -155,7 +155,7 @@ class PostgresServer:
             raise RuntimeError("\n".join(["initdb failed:", result.stdout]))
 
     def _refuse_another_version(self) -> None:
-        made_by = (self._data / "PG_VERSION").read_text().strip()
+        made_by = (self.data / "PG_VERSION").read_text().strip()
         command = [str(self._programs / "postgres"), "--version"]
         ours = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         if ours.split()[2].partition(".")[0] != made_by:
@@ -166,7 +166,7 @@ class PostgresServer:
             raise RuntimeError(message)
 
     def _launch(self, port: int) -> None:
-        command = [str(self._programs / "postgres"), "-D", str(self._data), "-p", str(port)]
+        command = [str(self._programs / "postgres"), "-D", str(self.data), "-p", str(port)]
         settings = ["listen_addresses=127.0.0.1", "unix_socket_directories="]
         for setting in (*settings, *(_THROWAWAY if self._throwaway else ())):
             command += ["-c", setting]
@@ -192,7 +192,7 @@ class PostgresServer:
     def _accepts_connections(self) -> bool:
         # As pg_ctl does it: the first line is the process, the eighth how far it is.
         with suppress(OSError, IndexError):
-            lines = (self._data / "postmaster.pid").read_text().splitlines()
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
             running = self._process is not None and lines[0] == str(self._process.pid)
             return running and lines[7].strip() == "ready"
         return False

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -91,23 +91,31 @@ def _start_keeper(folder: Path, *, throwaway: bool) -> None:
 def _keep(folder: Path, *, throwaway: bool) -> None:
     """Run the server until nobody uses it any more."""
     port_file = folder / "port"
-    with (folder / "keeper.lock").open("w") as keeper, (folder / "users.lock").open("w") as users:
+    with ExitStack() as stack:
+        # Opened now: the last user may delete the folder while the server still ends.
+        keeper, start, users = (
+            stack.enter_context((folder / f"{name}.lock").open("w"))
+            for name in ("keeper", "start", "users")
+        )
         fcntl.flock(keeper, fcntl.LOCK_EX)
         last_port = int(port_file.read_text()) if port_file.exists() else None
         server = PostgresServer(folder, throwaway=throwaway, port=last_port)
+        stack.callback(server.stop)
         port_file.write_text(str(server.start().port))
         (folder / "ready").touch()
         while server.is_running():
             time.sleep(_POLL_SECONDS)
+            if not _try_lock(users):
+                continue
+            fcntl.flock(users, fcntl.LOCK_UN)
+            # Whoever comes now waits until the server is gone, and starts another.
+            fcntl.flock(start, fcntl.LOCK_EX)
             if _try_lock(users):
-                fcntl.flock(users, fcntl.LOCK_UN)
-                # Whoever comes now waits until the server is gone, and starts another.
-                with _locked(folder / "start.lock"):
-                    if _try_lock(users):
-                        server.stop()
-                        if throwaway:
-                            server.remove()
-                        break
+                server.stop()
+                if throwaway:
+                    server.remove()
+                return
+            fcntl.flock(start, fcntl.LOCK_UN)
 
 
 def _main() -> None:

@@ -28,6 +28,7 @@ _GZIP_MINIMUM_BYTES = 1024
 # What a browser's script may read of an answer beside the safelisted headers.
 _EXPOSED_HEADERS = [
     "ETag",
+    "Idempotency-Replayed",
     "Location",
     "RateLimit-Limit",
     "RateLimit-Remaining",

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Annotated, Any, Final, cast
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
 import structlog
@@ -62,6 +62,7 @@ _UNIQUE_VIOLATION = "23505"
 
 _BUDGET_SECONDS = 2.0
 _CANCEL_SECONDS = 2.0
+_COMMAND_MARGIN_SECONDS = 5.0
 # A role or a database may be allowed fewer connections than the server; -1 is "no limit".
 _CONNECTION_LIMIT: Final = text("""
     SELECT least(
@@ -159,7 +160,7 @@ def normalize_url(url: str) -> str:
         if not name.startswith(_CLIENT_OPTIONS)
     }
     query = urlencode(options, quote_via=quote)
-    return urlunsplit(("postgresql", f"{credentials}{at}{hosts}", parts.path, query, ""))
+    return f"postgresql://{credentials}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
 
 
 def _password(url: str) -> str | None:
@@ -197,7 +198,9 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
                 settings.DATABASE_URL.get_secret_value(),
                 timeout=settings.DB_CONNECT_TIMEOUT_SECONDS,
                 # For a server that has vanished; a living one ends the statement itself before.
-                command_timeout=statement_timeout + 5 if statement_timeout else None,
+                command_timeout=statement_timeout + _COMMAND_MARGIN_SECONDS
+                if statement_timeout
+                else None,
                 server_settings=server_settings,
             )
         except OSError as error:

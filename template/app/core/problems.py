@@ -96,15 +96,10 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def document_problems(app: FastAPI) -> None:
     """Make the OpenAPI schema tell the truth: each error, 422 included, is a `Problem`."""
     generate = app.openapi
-    described: dict[str, Any] | None = None
 
     def openapi() -> dict[str, Any]:
-        nonlocal described
         schema = generate()
-        # FastAPI hands out the same object again until the routes change.
-        if schema is not described:
-            _describe_problems(schema)
-            described = schema
+        _describe_problems(schema)
         return schema
 
     # Assigning is how FastAPI's documentation extends the schema.

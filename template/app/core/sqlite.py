@@ -15,7 +15,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from app.core.settings import Section
 
@@ -115,6 +115,7 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     event.listen(engine.sync_engine, "connect", _configure)
     event.listen(engine.sync_engine, "begin", _begin)
     event.listen(engine.sync_engine, "handle_error", _on_error)
+    event.listen(engine.sync_engine, "reset", _reset)
     return engine
 
 
@@ -136,6 +137,14 @@ def _begin(connection: Connection) -> None:
     # A transaction that reads first and asks for the write lock later fails at once, whatever
     # the timeout, when another has written in between: so the lock is taken at the start.
     connection.exec_driver_sql("BEGIN" if wants_read_only else "BEGIN IMMEDIATE")
+
+
+def _reset(connection: DBAPIConnection, _: ConnectionPoolEntry, state: PoolResetState) -> None:
+    # After a COMMIT that failed, SQLite's transaction is still open, while SQLAlchemy takes it for
+    # ended and would put the connection, with the write lock, back into the pool as it is.
+    adapted = cast(AdaptedConnection, connection)
+    if not state.terminate_only and adapted.driver_connection.in_transaction:
+        connection.rollback()
 
 
 def _on_error(context: ExceptionContext) -> None:
@@ -179,7 +188,8 @@ def is_unique_violation(error: IntegrityError, constraint: str | None = None) ->
     SQLite names the columns rather than the constraint, so the name must follow the naming
     convention of `Base`.
     """
-    if getattr(error.orig, "sqlite_errorcode", None) not in _UNIQUE_CODES:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code not in _UNIQUE_CODES:
         return False
     # "UNIQUE constraint failed: orders.a, orders.b", or "...: index 'name'" for expressions.
     subject = str(error.orig).partition(": ")[2]
@@ -187,8 +197,9 @@ def is_unique_violation(error: IntegrityError, constraint: str | None = None) ->
         return True
     table = subject.partition(".")[0]
     columns = [column.partition(".")[2] for column in subject.split(", ")]
-    kind, _, named = constraint.partition("_")
-    return named == (table if kind == "pk" else "_".join([table, *columns]))
+    if code == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
+        return constraint == f"pk_{table}"
+    return constraint.partition("_")[2] == "_".join([table, *columns])
 
 
 async def warn_if_over_budget(engine: AsyncEngine, settings: DatabaseSettings) -> None:

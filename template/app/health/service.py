@@ -49,6 +49,7 @@ class HealthService:
         self._cache_seconds = settings.HEALTH_CACHE_SECONDS
         self._checks = dict(checks)
         self._draining = False
+        self._closed = False
         self._outcomes: dict[str, _Outcome] = {}
         self._fresh_until = -1.0
         self._round: asyncio.Task[None] | None = None
@@ -58,9 +59,18 @@ class HealthService:
         """Answer `unavailable` from now on: the process is about to end."""
         self._draining = True
 
+    async def close(self) -> None:
+        """End the checks that still run; call it before what they look at is closed."""
+        self.start_draining()
+        self._closed = True
+        for task in self._running.values():
+            task.cancel()
+        if self._round is not None:
+            await self._round
+
     async def readiness(self) -> Readiness:
         """Say whether to send requests here, within `HEALTH_TIMEOUT_SECONDS`; never raises."""
-        if time.monotonic() >= self._fresh_until:
+        if not self._closed and time.monotonic() >= self._fresh_until:
             if self._round is None or self._round.done():
                 self._round = asyncio.create_task(self._run_checks())
             await asyncio.shield(self._round)
@@ -75,6 +85,8 @@ class HealthService:
         if self._running:
             # Unlike a timeout around each, this returns on time even if cancelling takes long.
             await asyncio.wait(self._running.values(), timeout=self._timeout)
+        if self._closed:
+            return
         for name, task in list(self._running.items()):
             self._note(name, self._problem(task))
             if task.done():

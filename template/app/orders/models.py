@@ -59,7 +59,7 @@ class Order(Base):
         passive_deletes=True,
     )
 
-    __mapper_args__ = {"version_id_col": version}
+    __mapper_args__ = {"version_id_col": version}  # noqa: RUF012
     __table_args__ = (
         # Serves the keyset query: one owner's orders by id.
         Index(None, "owner_id", "id"),

@@ -240,6 +240,9 @@ async def test_an_error_to_head_has_no_body(client: httpx2.AsyncClient) -> None:
     assert response.status_code == 404
     assert response.content == b""
     assert int(response.headers["content-length"]) > 100
+    # The client hides a body that came nevertheless.
+    scope = {"type": "http", "method": "HEAD", "path": "/nowhere"}
+    assert NotFoundError().to_response(scope).body == b""
 
 
 @pytest.mark.parametrize("status", [204, 304])

@@ -211,6 +211,22 @@ async def test_whoever_waits_for_a_request_that_fails_writes_instead(
     assert await count(database, Note) == 1
 
 
+async def test_whoever_waits_too_long_is_told_to_come_back(
+    client: httpx2.AsyncClient, database: Database, serve_router: ServeRouter
+) -> None:
+    async with serve_router(router, DB_LOCK_TIMEOUT_SECONDS=0.2) as impatient:
+        first = asyncio.create_task(post(client, "k", {"text": "a", "seconds": 1.5}))
+        await asyncio.sleep(0.3)
+        second = await post(impatient, "k", {"text": "a", "seconds": 1.5})
+        assert second.status_code == 409
+        assert second.json()["type"] == "urn:problem:idempotency-key-in-use"
+        assert int(second.headers["Retry-After"]) >= 1
+        assert (await first).status_code == 201
+        third = await post(impatient, "k", {"text": "a", "seconds": 1.5})
+    assert third.content == (await first).content
+    assert await count(database, Note) == 1
+
+
 async def test_an_expired_key_is_as_good_as_new(
     client: httpx2.AsyncClient, database: Database
 ) -> None:

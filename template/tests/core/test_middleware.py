@@ -10,7 +10,7 @@ import anyio
 import httpx2
 import pytest
 import structlog
-from fastapi import APIRouter, BackgroundTasks, FastAPI, Request
+from fastapi import APIRouter, BackgroundTasks, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.middleware import Middleware
@@ -119,6 +119,13 @@ async def work_later(tasks: BackgroundTasks) -> str:
     return "accepted"
 
 
+@router.get("/own-id")
+async def choose_id(response: Response) -> str:
+    """Set the header that is not a route's to set."""
+    response.headers["X-Request-ID"] = "chosen"
+    return "chosen"
+
+
 @router.get("/late/{outcome}")
 async def announce(request: Request, outcome: str) -> str:
     """Leave a header for whatever is answered."""
@@ -206,6 +213,11 @@ async def test_two_request_ids_are_replaced_by_one(client: httpx2.AsyncClient) -
     response = await client.get("/api/v1/items/1", headers=headers)
     [answered] = response.headers.get_list("x-request-id")
     assert FRESH_ID.fullmatch(answered)
+
+
+async def test_a_route_cannot_answer_with_another_id(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/api/v1/own-id", headers={"X-Request-ID": "mine"})
+    assert response.headers.get_list("x-request-id") == ["mine"]
 
 
 @pytest.mark.parametrize(
@@ -458,6 +470,14 @@ async def test_what_a_request_binds_to_the_log_context_ends_with_it(
     second = lines("request")[1]
     assert second["request_id"] == "second"
     assert "item" not in second
+
+
+async def test_what_was_bound_before_does_not_reach_a_request(
+    client: httpx2.AsyncClient, lines: Lines
+) -> None:
+    structlog.contextvars.bind_contextvars(leak="leaked")
+    await client.get("/nowhere")
+    assert "leak" not in lines("request")[0]
 
 
 async def test_concurrent_requests_keep_their_ids_apart(

@@ -13,6 +13,7 @@ from tests.jobs.definitions import Note
 
 Run = Callable[..., Awaitable[str]]
 
+
 @pytest.fixture
 def command(
     database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -137,6 +137,24 @@ async def test_draining_is_unavailable_at_once_whatever_is_cached() -> None:
     }
 
 
+async def test_closing_ends_the_checks_that_nobody_waits_for_and_starts_no_more() -> None:
+    resource = Resource()
+    resource.behave = resource.hang
+    service = HealthService(HealthSettings(HEALTH_CACHE_SECONDS=0), {"a": resource})
+    probe = asyncio.create_task(service.readiness())
+    await asyncio.sleep(0.01)
+    probe.cancel()
+    async with asyncio.timeout(1):
+        await service.close()
+    assert (await service.readiness()).status == "unavailable"
+    assert resource.calls == 1
+    never_asked = Resource()
+    service = HealthService(SETTINGS, {"a": never_asked})
+    await service.close()
+    assert (await service.readiness()).status == "unavailable"
+    assert never_asked.calls == 0
+
+
 async def test_a_failure_is_logged_with_its_reason_once_and_so_is_the_recovery() -> None:
     resource = Resource()
     service = HealthService(SETTINGS, {"a": resource})

@@ -1,11 +1,28 @@
 """Alembic on a database of the test's own."""
 
+import shutil
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.config import Config
 
 PROJECT = Path(__file__).parents[2]
+_REVISION = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "r{number}"
+down_revision = {previous}
+
+
+def upgrade():
+{body}
+"""
+
+Upgrade = Callable[..., None]
 
 
 @pytest.fixture
@@ -19,3 +36,27 @@ def config_for(database_url: str) -> Config:
     config = Config(PROJECT / "alembic.ini")
     config.attributes["database_url"] = database_url
     return config
+
+
+@pytest.fixture
+def upgrade(alembic_config: Config, tmp_path: Path) -> Upgrade:
+    """Run revisions of the test's own: `upgrade("op.create_table(...)", "op.execute(...)")`."""
+
+    def run(*bodies: str) -> None:
+        scripts = tmp_path / "migrations"
+        shutil.rmtree(scripts, ignore_errors=True)
+        shutil.copytree(
+            PROJECT / "migrations", scripts, ignore=lambda _, names: {"versions"} & set(names)
+        )
+        (scripts / "versions").mkdir()
+        for number, body in enumerate(bodies):
+            revision = _REVISION.format(
+                number=number,
+                previous=repr(f"r{number - 1}") if number else None,
+                body=textwrap.indent(textwrap.dedent(body), "    "),
+            )
+            (scripts / "versions" / f"r{number}.py").write_text(revision)
+        alembic_config.set_main_option("script_location", str(scripts))
+        command.upgrade(alembic_config, "head")
+
+    return run

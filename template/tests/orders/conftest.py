@@ -15,10 +15,19 @@ from app.core.database import Database
 from app.core.principal import ANONYMOUS, Principal, get_principal
 from app.orders.models import Order
 from tests.factories.orders import OrderFactory
+from tests.fixtures.application import MakeApp
 
 T = TypeVar("T")
 
 ACT_AS = "X-Act-As"
+
+
+@pytest.fixture
+def app(make_app: MakeApp) -> FastAPI:
+    """The application, with patience: on a slow machine 120 requests at once end in 503."""
+    return make_app(
+        DB_POOL_TIMEOUT_SECONDS=120, DB_LOCK_TIMEOUT_SECONDS=120, REQUEST_TIMEOUT_SECONDS=120
+    )
 
 
 @pytest.fixture

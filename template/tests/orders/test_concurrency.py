@@ -114,13 +114,12 @@ async def test_a_client_that_lost_the_race_is_told_so(
         response = await client.post(f"{PATH}/{order.id}/cancel", headers=headers)
         answers.append(response.status_code)
 
-    async with anyio.create_task_group() as tasks:
-        async with database.transaction() as session:
-            await OrderConfirmation(session).confirm(order.id, b"receipt")
-            await session.flush()
-            # Both read the order before this commit and write after it (on SQLite: read after it).
-            tasks.start_soon(cancel, {})
-            tasks.start_soon(cancel, {"If-Match": etag})
-            await anyio.sleep(0.2)
+    async with anyio.create_task_group() as tasks, database.transaction() as session:
+        await OrderConfirmation(session).confirm(order.id, b"receipt")
+        await session.flush()
+        # Both read the order before this commit and write after it (on SQLite: read after it).
+        tasks.start_soon(cancel, {})
+        tasks.start_soon(cancel, {"If-Match": etag})
+        await anyio.sleep(0.2)
 
     assert sorted(answers) == [409, 412]

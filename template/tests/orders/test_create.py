@@ -56,6 +56,8 @@ async def test_the_location_leads_to_the_order(client: httpx2.AsyncClient) -> No
         ([line_body(unit_price="0")], "0.00"),
         ([line_body(quantity=7, unit_price="1234567.89")], "8641975.23"),
         ([line_body(quantity=1_000_000, unit_price="99999999.99")] * 100, "9999999999000000.00"),
+        # An odd number above 2^53, which no binary float can hold.
+        ([line_body(quantity=999_999, unit_price="99999999.99")] * 100, "9999989999000001.00"),
     ],
 )
 async def test_the_total_is_exact(

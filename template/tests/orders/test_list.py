@@ -4,6 +4,7 @@ import httpx2
 import pytest
 
 from tests.factories.orders import OrderFactory, order_body
+from tests.fixtures.application import Queries
 
 PATH = "/api/v1/orders"
 
@@ -18,6 +19,11 @@ async def pages(client: httpx2.AsyncClient, limit: int) -> list[list[str]]:
         if page["next_cursor"] is None:
             return found
         params["cursor"] = page["next_cursor"]
+
+
+def selects(queries: Queries) -> list[str]:
+    # Beginning a transaction takes statements too, on SQLite not always the same.
+    return [statement for statement in queries.statements if statement.startswith("SELECT")]
 
 
 async def test_without_orders_the_list_is_empty(client: httpx2.AsyncClient) -> None:
@@ -87,7 +93,7 @@ async def test_the_number_of_queries_does_not_grow_with_the_list(
         response = await client.get(PATH, params={"limit": 100})
 
     assert len(response.json()["items"]) == 50
-    assert for_fifty.count == for_one.count == 2
+    assert len(selects(for_one)) == len(selects(for_fifty)) == 2
 
 
 async def test_orders_of_others_are_not_listed(

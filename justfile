@@ -1,0 +1,29 @@
+# List the recipes.
+default:
+    @just --list --unsorted
+
+# Render every combination, check each and run its own tests; arguments are pytest's.
+test *arguments:
+    uv run pytest {{ arguments }}
+
+# Do that for one combination, such as postgresql+example.
+combination name *arguments:
+    uv run pytest --combination {{ quote(name) }} {{ arguments }}
+
+# List the combinations.
+combinations:
+    @uv run python -m tests.combinations
+
+# Render the working tree into a folder; answers follow, such as database=sqlite.
+render folder *answers:
+    uv run copier copy --vcs-ref HEAD --defaults {{ prepend("--data ", answers) }} . {{ quote(folder) }}
+
+# Accept which files each combination has now.
+snapshots:
+    uv run pytest tests/test_combination.py -k the_tree_is_as_recorded --snapshot-update
+
+# Format and lint the harness and check its types; the tests check it too.
+lint:
+    uv run ruff format tests
+    uv run ruff check tests
+    uv run mypy

@@ -1,0 +1,140 @@
+"""SQLite's settings, files and locks."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.core.sqlite import DatabaseSettings, create_engine, is_unavailable, read_only
+
+
+def make_settings(url: str, **values: Any) -> DatabaseSettings:
+    return DatabaseSettings(DATABASE_URL=SecretStr(url), **values)
+
+
+@pytest.fixture
+async def engine(scratch_database_url: str) -> AsyncIterator[AsyncEngine]:
+    settings = make_settings(scratch_database_url, DB_LOCK_TIMEOUT_SECONDS=0.2)
+    engine = create_engine(settings)
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE children (id INTEGER REFERENCES parents (id))"))
+    yield engine
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("sqlite:///app.db", "sqlite+aiosqlite:///app.db"),
+        ("sqlite:////var/lib/app.db", "sqlite+aiosqlite:////var/lib/app.db"),
+        ("sqlite+aiosqlite:///app.db", "sqlite+aiosqlite:///app.db"),
+    ],
+)
+def test_relative_and_absolute_files_are_accepted(given: str, used: str) -> None:
+    assert make_settings(given).DATABASE_URL.get_secret_value() == used
+
+
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("sqlite://", "file"),
+        ("sqlite:///:memory:", "in memory"),
+        ("sqlite:///file:app?mode=memory&uri=true", "in memory"),
+        ("sqlite://app.db", "must look like sqlite:///"),
+        ("app.db", "must look like sqlite:///"),
+        ("mysql://user:hunter2@host/db", "must look like sqlite:///"),
+    ],
+)
+def test_what_is_no_file_is_refused_without_showing_it(url: str, complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint) as failure:
+        make_settings(url)
+
+    assert "hunter2" not in failure.value.errors()[0]["msg"]
+
+
+def test_production_needs_a_url() -> None:
+    assert list(DatabaseSettings().production_problems()) == [
+        "DATABASE_URL: must be set in production"
+    ]
+    assert not list(make_settings("sqlite:///app.db").production_problems())
+
+
+def test_a_missing_folder_is_created(tmp_path: Path) -> None:
+    create_engine(make_settings(f"sqlite:///{tmp_path}/a/b/app.db"))
+
+    assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(RuntimeError, match=r"DATABASE_URL: the folder .*file/a"):
+        create_engine(make_settings(f"sqlite:///{tmp_path}/file/a/app.db"))
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [("journal_mode", "wal"), ("synchronous", 1), ("foreign_keys", 1), ("busy_timeout", 200)],
+)
+async def test_each_connection_is_configured(
+    engine: AsyncEngine, pragma: str, value: object
+) -> None:
+    async with engine.connect() as connection:
+        assert await connection.scalar(text(f"PRAGMA {pragma}")) == value
+
+
+async def test_ddl_is_rolled_back(engine: AsyncEngine) -> None:
+    with pytest.raises(LookupError):
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE other (id INTEGER)"))
+            raise LookupError
+
+    with pytest.raises(OperationalError, match="no such table"):
+        async with engine.connect() as connection:
+            await connection.execute(text("SELECT * FROM other"))
+
+
+async def test_waiting_too_long_for_the_write_lock_is_unavailability(engine: AsyncEngine) -> None:
+    async with engine.begin():
+        with pytest.raises(OperationalError, match="locked") as failure:
+            async with engine.begin():
+                pass
+
+    assert is_unavailable(failure.value)
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO parents VALUES (1)"))
+
+
+async def test_a_broken_rule_is_not_unavailability(engine: AsyncEngine) -> None:
+    with pytest.raises(DBAPIError, match="FOREIGN KEY") as failure:
+        async with engine.begin() as connection:
+            await connection.execute(text("INSERT INTO children VALUES (1)"))
+
+    assert not is_unavailable(failure.value)
+
+
+async def test_a_file_that_is_gone_is_unavailability(tmp_path: Path) -> None:
+    engine = create_engine(make_settings(f"sqlite:///{tmp_path}/folder/app.db"))
+    (tmp_path / "folder").rmdir()
+
+    with pytest.raises(OperationalError) as failure:
+        async with engine.connect():
+            pass
+
+    assert is_unavailable(failure.value)
+
+
+async def test_readers_see_the_last_commit_without_waiting_for_a_writer(
+    engine: AsyncEngine,
+) -> None:
+    async with engine.begin() as writer, asyncio.timeout(0.15):
+        await writer.execute(text("INSERT INTO parents VALUES (1)"))
+        async with read_only(engine).connect() as reader:
+            assert await reader.scalar(text("SELECT count(*) FROM parents")) == 0

@@ -1,0 +1,119 @@
+"""`just dev` from the first command to Ctrl-C."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+_PROJECT = Path(__file__).parents[2]
+_SECONDS = 120
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(_PROJECT), "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> list[str]:
+    return [sys.executable, "-m", "devtools.dev", "--data", str(tmp_path / "data")]
+
+
+@contextmanager
+def running(command: list[str], port: int, folder: Path, env: dict[str, str]) -> Iterator[str]:
+    """`just dev` on a port, once it answers; its URL."""
+    url = f"http://127.0.0.1:{port}"
+    output = folder / f"output-{port}.log"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [*command, "serve"],
+            # Not the project, where a developer may have an `.env`.
+            cwd=folder,
+            env={**env, "PORT": str(port)},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            # What a terminal's Ctrl-C reaches.
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + _SECONDS
+        while True:
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            try:
+                if httpx2.get(f"{url}/health/ready").status_code == 200:
+                    break
+            except httpx2.TransportError:
+                time.sleep(0.1)
+        assert f"{url}/docs" in output.read_text()
+        yield url
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGINT)
+        process.wait(_SECONDS)
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        number: int = probe.getsockname()[1]
+        return number
+
+
+def test_it_migrates_serves_and_ends_at_ctrl_c(
+    command: list[str], port: int, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with running(command, port, tmp_path, environment) as url:
+        assert httpx2.get(f"{url}/docs").status_code == 200
+        # While it runs, others use the same database.
+        migrated = subprocess.run(
+            [*command, "migrate"], check=False, cwd=tmp_path, env=environment, capture_output=True
+        )
+        assert migrated.returncode == 0, migrated.stderr
+
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(f"{url}/health/live")
+
+
+def test_a_port_in_use_is_named(
+    command: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [*command, "serve"],
+            check=False,
+            cwd=tmp_path,
+            env={**environment, "PORT": str(port)},
+            capture_output=True,
+            text=True,
+        )
+
+    assert result.returncode == 1
+    assert f"PORT={port}" in result.stderr
+
+
+def test_an_invalid_environment_is_explained(
+    command: list[str], tmp_path: Path, environment: dict[str, str]
+) -> None:
+    result = subprocess.run(
+        [*command, "migrate"],
+        check=False,
+        cwd=tmp_path,
+        env={**environment, "REQUEST_TIMEOUT_SECONDS": "soon"},
+        capture_output=True,
+        text=True,
+    )
+
+    assert result.returncode == 1
+    assert "REQUEST_TIMEOUT_SECONDS" in result.stderr
+    assert "Traceback" not in result.stderr

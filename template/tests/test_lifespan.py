@@ -1,0 +1,107 @@
+"""Start and end of the service, as a process of its own under uvicorn."""
+
+import json
+import signal
+import time
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from app.core.background import BackgroundRunner
+from app.health.service import HealthService
+from tests.fixtures.server import Serve, ServedProcess
+
+APP = "tests.sample_service:create_app"
+# uvicorn shuts down in good order and then ends by the signal it got, as shells expect it.
+CLEAN = {0, -signal.SIGTERM}
+
+
+def events(server: ServedProcess) -> list[str]:
+    return [json.loads(line)["event"] for line in server.logs().splitlines()]
+
+
+async def ready(client: httpx2.AsyncClient) -> tuple[int, Any]:
+    # A connection of its own, as each probe makes.
+    answer = await client.get("/health/ready", headers={"Connection": "close"})
+    return answer.status_code, answer.json()["status"]
+
+
+async def test_it_starts_ready_and_ends_in_good_order(serve: Serve) -> None:
+    async with serve() as server, httpx2.AsyncClient(base_url=server.url) as client:
+        assert await ready(client) == (200, "ready")
+        server.process.send_signal(signal.SIGTERM)
+        assert await server.wait(10) in CLEAN
+        assert "Application shutdown complete." in events(server)
+        assert "Traceback" not in server.logs()
+
+
+async def test_a_request_in_flight_is_finished_after_sigterm(serve: Serve) -> None:
+    answers: list[httpx2.Response] = []
+    async with serve(app=APP) as server, httpx2.AsyncClient(base_url=server.url) as client:
+
+        async def ask() -> None:
+            answers.append(await client.get("/api/v1/sample/slow", params={"seconds": 1.5}))
+
+        async with anyio.create_task_group() as requests:
+            requests.start_soon(ask)
+            await anyio.sleep(0.5)
+            server.process.send_signal(signal.SIGTERM)
+            await anyio.sleep(0.5)
+            # Without a drain time it stops accepting at once.
+            with pytest.raises(httpx2.ConnectError):
+                await ready(client)
+        assert [(answer.status_code, answer.json()) for answer in answers] == [(200, "done")]
+        assert await server.wait(10) in CLEAN
+
+
+async def test_while_draining_it_serves_on_and_tells_probes_to_go_away(serve: Serve) -> None:
+    async with (
+        serve(app=APP, env={"SHUTDOWN_DRAIN_SECONDS": "2"}) as server,
+        httpx2.AsyncClient(base_url=server.url) as client,
+    ):
+        assert await ready(client) == (200, "ready")
+        server.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        await anyio.sleep(0.2)
+        while time.monotonic() < start + 1.5:
+            assert await ready(client) == (503, "unavailable")
+            assert (await client.get("/health/live")).json() == {"status": "alive"}
+            assert (await client.get("/api/v1/sample/database")).json() == 42
+            await anyio.sleep(0.1)
+        assert await server.wait(10) in CLEAN
+        assert time.monotonic() - start >= 2
+        assert "Application shutdown complete." in events(server)
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_ends_the_drain_at_once(serve: Serve, second: signal.Signals) -> None:
+    async with serve(env={"SHUTDOWN_DRAIN_SECONDS": "600"}) as server:
+        server.process.send_signal(signal.SIGTERM)
+        await anyio.sleep(0.3)
+        assert server.process.poll() is None
+        server.process.send_signal(second)
+        assert await server.wait(10) in {*CLEAN, -signal.SIGINT}
+        assert "Application shutdown complete." in events(server)
+
+
+async def test_at_exit_what_was_opened_is_closed_after_the_background_work(app: FastAPI) -> None:
+    done: list[str] = []
+    async with app.router.lifespan_context(app) as state:
+        assert state is not None
+        resources = dict(state)
+
+        async def work() -> None:
+            await anyio.sleep(0.1)
+            assert not resources["http_client"].is_closed
+            await resources["database"].ping()
+            done.append("work")
+
+        background: BackgroundRunner = resources["background"]
+        background.spawn("work", work)
+    assert done == ["work"]
+    assert resources["http_client"].is_closed
+    health: HealthService = resources["health"]
+    assert (await health.readiness()).status == "unavailable"

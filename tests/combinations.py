@@ -1,0 +1,122 @@
+"""Every valid combination of the answers that change Python code, and the list of them for CI."""
+
+import argparse
+import difflib
+import itertools
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A feature that is on or off."""
+
+    word: str
+    """What a combination's name calls it."""
+    question: str
+    needs: str | None = None
+    """The word of the feature without which this one is refused."""
+
+
+DATABASES = ("postgresql", "sqlite")
+# A new feature is one line here.
+SWITCHES = (Switch("example", "include_example"),)
+
+
+class UnknownCombinationError(Exception):
+    """No valid combination has that name; the message lists near ones."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One valid set of answers."""
+
+    database: str
+    words: frozenset[str]
+    """The features that are on, by their `Switch.word`."""
+
+    def __str__(self) -> str:
+        """Its name, such as `postgresql+example`."""
+        return "+".join((self.database, *(s.word for s in SWITCHES if s.word in self.words)))
+
+    @property
+    def answers(self) -> dict[str, str | bool]:
+        """What to answer to the template's questions."""
+        switches = {switch.question: switch.word in self.words for switch in SWITCHES}
+        return {"database": self.database, **switches}
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether every feature has what it needs."""
+        on = (switch for switch in SWITCHES if switch.word in self.words)
+        return all(switch.needs is None or switch.needs in self.words for switch in on)
+
+
+def _all() -> Iterator[Combination]:
+    words = [switch.word for switch in SWITCHES]
+    # The largest first: it takes longest, so that the workers finish at about the same time.
+    for size in range(len(words), -1, -1):
+        for chosen in itertools.combinations(words, size):
+            for database in DATABASES:
+                combination = Combination(database, frozenset(chosen))
+                if combination.is_valid:
+                    yield combination
+
+
+COMBINATIONS = tuple(_all())
+
+
+def parse_combination(name: str) -> Combination:
+    """The combination called `name`, such as `postgresql+example`, in any order of its words.
+
+    Raises:
+        UnknownCombinationError: with the names that come near.
+    """
+    wanted = sorted(name.split("+"))
+    for combination in COMBINATIONS:
+        if sorted(str(combination).split("+")) == wanted:
+            return combination
+    names = [str(combination) for combination in COMBINATIONS]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
+    raise UnknownCombinationError(
+        f"no combination is called {name!r}; near ones: {', '.join(near)}"
+    )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """The part and the number of parts in a text such as `1/4`.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    part, _, parts = text.partition("/")
+    if not (part.isdigit() and parts.isdigit() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"a shard is PART/PARTS, such as 1/4, not {text!r}")
+    return int(part), int(parts)
+
+
+def shard(part: int, parts: int) -> Sequence[Combination]:
+    """Every `parts`-th combination, so that large and small ones are spread evenly."""
+    return COMBINATIONS[part - 1 :: parts]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the names of the combinations; with `--json` as one list for a CI matrix."""
+    parser = argparse.ArgumentParser(prog="python -m tests.combinations", description=main.__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON list of strings")
+    parser.add_argument("--shard", metavar="PART/PARTS", help="only a part of them, such as 1/4")
+    options = parser.parse_args(arguments)
+    try:
+        part, parts = parse_shard(options.shard or "1/1")
+    except ValueError as error:
+        parser.error(str(error))
+    names = [str(combination) for combination in shard(part, parts)]
+    sys.stdout.write(json.dumps(names) if options.json else "\n".join(names))
+    sys.stdout.write("\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

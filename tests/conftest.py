@@ -1,0 +1,149 @@
+"""Options, and the renders that the tests share."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.combinations import (
+    COMBINATIONS,
+    Combination,
+    UnknownCombinationError,
+    parse_combination,
+    parse_shard,
+    shard,
+)
+from tests.progress import Progress
+from tests.rendering import Renderer
+from tests.service import Service
+from tests.snapshot import copy_template
+from tests.update.repository import TemplateRepository
+
+Rendered = Callable[[Combination], Path]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options that choose what to run."""
+    group = parser.getgroup("combinations")
+    group.addoption("--combination", help="only this one, such as postgresql+example")
+    group.addoption("--shard", help="only a part of the combinations, such as 1/4")
+    group.addoption("--snapshot-update", action="store_true", help="write tests/snapshots anew")
+
+
+# The reporter of the terminal registers itself as late as this.
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options, and report progress where the terminal is."""
+    try:
+        config.stash[_CHOSEN] = _chosen(config)
+    except (UnknownCombinationError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from None
+    reporter = config.pluginmanager.getplugin("terminalreporter")
+    if reporter is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Progress(reporter), "progress")
+
+
+_CHOSEN = pytest.StashKey[tuple[Combination, ...]]()
+
+
+def _chosen(config: pytest.Config) -> tuple[Combination, ...]:
+    if name := config.getoption("--combination"):
+        return (parse_combination(name),)
+    if text := config.getoption("--shard"):
+        return tuple(shard(*parse_shard(text)))
+    return COMBINATIONS
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that asks for `combination` once for each; one worker keeps a combination."""
+    if "combination" in metafunc.fixturenames:
+        chosen = metafunc.config.stash[_CHOSEN]
+        metafunc.parametrize(
+            "combination",
+            [pytest.param(c, id=str(c), marks=pytest.mark.xdist_group(str(c))) for c in chosen],
+        )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what does not depend on a combination to a full run, or to the first shard."""
+    text = config.getoption("--shard")
+    is_first = text is None or parse_shard(text)[0] == 1
+    if config.getoption("--combination") is None and is_first:
+        return
+    kept = [item for item in items if "combination" in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def folder() -> Iterator[Path]:
+    """A folder of the session with a short name: sockets of the services are below it."""
+    with tempfile.TemporaryDirectory(prefix="template-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def template(folder: Path) -> Path:
+    """A copy of the working tree without git."""
+    return copy_template(folder / "template")
+
+
+@pytest.fixture(scope="session")
+def renderer(template: Path, folder: Path) -> Renderer:
+    """Renders the working tree."""
+    return Renderer(template, folder / "renders")
+
+
+@pytest.fixture(scope="session")
+def rendered(renderer: Renderer) -> Rendered:
+    """The untouched render of a combination, made once; do not change it."""
+    made: dict[Combination, Path] = {}
+
+    def get(combination: Combination) -> Path:
+        if combination not in made:
+            made[combination] = renderer.render(combination.answers)
+        return made[combination]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def services(renderer: Renderer) -> Callable[[Combination], Service]:
+    """A render of a combination in which commands can be run."""
+    made: dict[Combination, Service] = {}
+
+    def get(combination: Combination) -> Service:
+        if combination not in made:
+            made[combination] = Service(
+                renderer.render(combination.answers), render_command(combination)
+            )
+        return made[combination]
+
+    return get
+
+
+@pytest.fixture
+def service(combination: Combination, services: Callable[[Combination], Service]) -> Service:
+    """The service of the combination that is tested."""
+    return services(combination)
+
+
+@pytest.fixture(scope="session")
+def repository(folder: Path) -> TemplateRepository:
+    """The template's history with the working tree as its newest release."""
+    return TemplateRepository(folder / "repository")
+
+
+@pytest.fixture(scope="session")
+def workers() -> int:
+    """How many workers the tests of a service may have, so that all together use every core."""
+    outer = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    return max(1, (os.cpu_count() or 1) // outer)
+
+
+def render_command(combination: Combination) -> str:
+    """What a person types in the template's folder to render a combination into `../service`."""
+    data = " ".join(f"--data {k}={str(v).lower()}" for k, v in combination.answers.items())
+    return f"uv run copier copy --vcs-ref HEAD --defaults {data} . ../service"

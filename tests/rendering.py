@@ -1,0 +1,90 @@
+"""Renders the template through pytest-copie, without trust, and fast enough to do so often."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+import copier
+import pytest
+import pytest_copie.plugin
+import yaml
+from copier._jinja_ext import SandboxedEnvironment
+from copier._main import Worker
+from copier._vcs import get_repo
+from pytest_copie.plugin import Copie
+
+Answers = Mapping[str, str | bool]
+
+
+def question_names(template: Path) -> set[str]:
+    """The names that the template asks for."""
+    config = yaml.safe_load((template / "copier.yml").read_text())
+    computed = {"check_answers"}
+    return {name for name in config if not name.startswith("_")} - computed
+
+
+class Renderer:
+    """pytest-copie held to what a user gets: answers as data, no trust, failures raised."""
+
+    def __init__(self, template: Path, folder: Path) -> None:
+        """Render `template` into new folders below `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.template = template
+        self._copie = Copie(template, folder, folder / "unused")
+
+    def render(self, answers: Answers) -> Path:
+        """Copy the template with these answers, the defaults for the rest, and answer the folder.
+
+        Raises:
+            ValueError: for an answer to a question that does not exist.
+            Exception: whatever stopped Copier.
+        """
+        if unknown := set(answers) - question_names(self.template):
+            raise ValueError(f"the template does not ask for {', '.join(sorted(unknown))}")
+        with pytest.MonkeyPatch.context() as patch, fast_copier():
+            patch.setattr(pytest_copie.plugin, "run_copy", _copy_as_a_user)
+            result = self._copie.copy(dict(answers))
+        if result.exception is not None:
+            raise result.exception
+        if result.project_dir is None:
+            raise RuntimeError("pytest-copie reports neither a project nor an exception")
+        return Path(result.project_dir)
+
+
+def _copy_as_a_user(**arguments: Any) -> Any:
+    # pytest-copie passes unsafe=True, which hides a template that wants --trust, and passes the
+    # answers as defaults, which are not checked as --data is.
+    arguments.pop("unsafe")
+    data = arguments.pop("user_defaults")
+    return copier.run_copy(**arguments, data=data, unsafe=False, quiet=True)
+
+
+@contextmanager
+def fast_copier() -> Iterator[None]:
+    """Take out of Copier what costs most: a git process per file, and compiling Jinja again.
+
+    These are Copier's internals; tests/test_copier_cli.py renders without this and compares.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Worker, "_sync_git_index_executable_bit", lambda *_: None)
+        patch.setattr(SandboxedEnvironment, "compile", _compile_once)
+        patch.setattr("copier._template.get_repo", lru_cache(get_repo))
+        yield
+
+
+_compile = SandboxedEnvironment.compile
+_compiled: dict[tuple[object, ...], CodeType] = {}
+
+
+def _compile_once(self: SandboxedEnvironment, source: Any, *arguments: Any, **named: Any) -> Any:
+    # Code depends on the source and the environment's options, which the template sets once for
+    # all, and on how it is parsed, which the branch tests change.
+    key = (source, arguments, tuple(sorted(named.items())), type(self)._parse)
+    if not isinstance(source, str):
+        return _compile(self, source, *arguments, **named)
+    if key not in _compiled:
+        _compiled[key] = _compile(self, source, *arguments, **named)
+    return _compiled[key]

@@ -1,0 +1,75 @@
+"""What holds for every combination, up to the service's own tests in an environment of its own."""
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.combinations import Combination
+from tests.rendering import Renderer
+from tests.service import SUITE, Service
+from tests.snapshot import clean_files, read_tree
+from tests.vocabulary import leftovers
+
+FORMAT = ["ruff", "format", "--check"]
+LINT = ["ruff", "check"]
+TYPES = ["mypy"]
+IMPORTS = ["lint-imports", "--no-logo"]
+DEPENDENCIES = ["deptry", "."]
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+Rendered = Callable[[Combination], Path]
+
+
+def test_a_second_render_is_byte_identical(
+    combination: Combination, rendered: Rendered, renderer: Renderer
+) -> None:
+    assert read_tree(renderer.render(combination.answers)) == read_tree(rendered(combination))
+
+
+def test_nothing_is_left_of_what_is_off(combination: Combination, rendered: Rendered) -> None:
+    assert list(leftovers(rendered(combination), combination)) == []
+
+
+def test_the_tree_is_as_recorded(
+    combination: Combination, rendered: Rendered, request: pytest.FixtureRequest
+) -> None:
+    recorded = SNAPSHOTS / f"{combination}.txt"
+    tree = "".join(f"{name}\n" for name in clean_files(rendered(combination)))
+    if request.config.getoption("--snapshot-update"):
+        recorded.write_text(tree)
+    assert recorded.exists(), f"{recorded.name} is missing: run `uv run just snapshots`"
+    assert tree == recorded.read_text(), "run `uv run just snapshots` if this is what you want"
+
+
+def test_it_is_formatted(service: Service) -> None:
+    service.run(FORMAT)
+
+
+def test_it_is_linted(service: Service) -> None:
+    service.run(LINT)
+
+
+def test_imports_point_one_way(service: Service) -> None:
+    service.run(IMPORTS)
+
+
+def test_it_declares_what_it_imports(service: Service) -> None:
+    service.run(DEPENDENCIES)
+
+
+def test_just_check_runs_what_is_run_here(service: Service) -> None:
+    shown = service.run(["just", "--dry-run", "check"], extra={"UV": "uv"}).splitlines()
+    commands = (FORMAT, LINT, TYPES, IMPORTS, DEPENDENCIES, SUITE)
+    assert shown == [shlex.join(["uv", "run", *command]) for command in commands]
+
+
+def test_types_are_strict(service: Service) -> None:
+    service.run(TYPES)
+
+
+def test_its_own_tests_pass(
+    service: Service, workers: int, record_property: Callable[[str, object], None]
+) -> None:
+    result = service.run_suite(workers)
+    record_property("suite_tests", result.passed)

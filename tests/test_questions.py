@@ -1,0 +1,91 @@
+"""The questions: what they accept, and the one line with which they refuse."""
+
+from pathlib import Path
+from typing import Any
+
+import copier
+import pytest
+import yaml
+from copier._main import Worker
+from copier._user_data import AnswersMap, Question
+
+from tests.questions import BAD_ANSWERS, GOOD_ANSWERS, LONG, refusal
+from tests.rendering import Renderer, question_names
+
+
+@pytest.mark.parametrize(("answers", "message"), BAD_ANSWERS, ids=lambda value: ascii(value)[:60])
+def test_a_bad_answer_is_refused_in_one_line(
+    template: Path, answers: dict[str, Any], message: str
+) -> None:
+    said = refusal(template, answers)
+    assert message in said
+    assert "\n" not in said
+    assert LONG not in said
+
+
+@pytest.mark.parametrize("answers", GOOD_ANSWERS, ids=lambda value: ascii(value)[:60])
+def test_a_good_answer_is_stored_as_given(renderer: Renderer, answers: dict[str, Any]) -> None:
+    folder = renderer.render(answers)
+    stored = yaml.safe_load((folder / ".copier-answers.yml").read_text())
+    for name, value in answers.items():
+        expected = value not in ("no", False) if name == "include_example" else str(value)
+        assert stored[name] == expected
+
+
+TYPED = [
+    (name, value)
+    for answers, message in BAD_ANSWERS
+    for name, value in answers.items()
+    if isinstance(value, str) and "is not a question" not in message and name != "include_example"
+]
+
+
+@pytest.mark.parametrize(("name", "value"), TYPED, ids=lambda value: ascii(value)[:60])
+def test_the_prompt_refuses_it_too(template: Path, name: str, value: str) -> None:
+    """In a terminal, where Copier shows the validator's message below the question."""
+    worker = Worker(src_path=str(template), dst_path=template / "none")
+    details = worker.template.questions_data[name]
+    question = Question(
+        answers=AnswersMap(), context={}, jinja_env=worker.jinja_env, var_name=name, **details
+    )
+    with pytest.raises(ValueError, match=r"Invalid choice|Validation error"):
+        question.validate_answer(question.parse_answer(value))
+
+
+def test_defaults_alone_render_a_service(renderer: Renderer) -> None:
+    stored = yaml.safe_load((renderer.render({}) / ".copier-answers.yml").read_text())
+    stored.pop("_src_path")
+    assert stored == {
+        "author_email": "",
+        "author_name": "",
+        "database": "postgresql",
+        "description": "A service with an HTTP API.",
+        "include_example": True,
+        "license": "Proprietary",
+        "project_name": "My Service",
+        "project_slug": "my-service",
+        "python_version": "3.11",
+    }
+
+
+def test_every_question_has_a_type_and_says_what_it_asks(template: Path) -> None:
+    config = yaml.safe_load((template / "copier.yml").read_text())
+    for name in question_names(template):
+        assert config[name]["type"] in {"str", "bool"}, name
+        assert config[name]["help"].endswith(("?", ".")), name
+        assert "default" in config[name], name
+
+
+def test_a_misspelled_answer_is_refused_by_the_harness(renderer: Renderer) -> None:
+    with pytest.raises(ValueError, match="does not ask for projct_name"):
+        renderer.render({"projct_name": "Shop"})
+
+
+def test_the_slug_cannot_change_after_the_first_copy(template: Path, tmp_path: Path) -> None:
+    service = tmp_path / "service"
+    copier.run_copy(
+        str(template), service, data={"project_slug": "shop"}, defaults=True, quiet=True
+    )
+    said = refusal(template, {"project_slug": "store"}, folder=service)
+    assert "project_slug: cannot change after the first copy" in said
+    assert "it stays shop" in said

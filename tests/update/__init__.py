@@ -1,0 +1,1 @@
+"""Updates of services that teams have changed."""

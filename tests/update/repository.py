@@ -1,0 +1,110 @@
+"""A git repository of the template with its releases tagged and the working tree on top."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import copier
+import pytest
+
+from tests.rendering import fast_copier
+from tests.snapshot import ROOT, copy_template
+
+RELEASE_HEADING = re.compile(r"^## \[(\d+\.\d+\.\d+)\]", re.MULTILINE)
+# What the newest commit is called as long as there is no release.
+UNRELEASED = "0.0.1"
+
+
+class TemplateRepository:
+    """Every release that there was, and `head`: a release made of the working tree."""
+
+    def __init__(self, folder: Path) -> None:
+        """Make the repository in `folder`, which must not exist."""
+        self.folder = folder
+        _refuse_incomplete_history()
+        run_git(ROOT, "clone", "--quiet", "--no-tags", ".", str(folder))
+        self.releases = self._tag_releases()
+        self.head = self._commit_working_tree()
+
+    def copy(self, version: str, destination: Path, **answers: Any) -> Path:
+        """Render a release as a service in a git repository of its own, all committed."""
+        with fast_copier():
+            copier.run_copy(
+                str(self.folder),
+                destination,
+                data=answers,
+                defaults=True,
+                quiet=True,
+                unsafe=False,
+                vcs_ref=version,
+            )
+        run_git(destination, "init", "--quiet")
+        commit(destination, "Start from the template")
+        return destination
+
+    def _tag_releases(self) -> tuple[str, ...]:
+        """Tag the commit that added a release's heading to the changelog; oldest first."""
+        commits = run_git(ROOT, "log", "--reverse", "--format=%H", "--", "CHANGELOG.md").split()
+        found: dict[str, str] = {}
+        for revision in commits:
+            for version in _headings(run_git(ROOT, "show", f"{revision}:CHANGELOG.md")):
+                found.setdefault(version, revision)
+        versions = sorted(found, key=_sort_key)
+        for version in versions:
+            run_git(self.folder, "tag", version, found[version])
+        if not versions:
+            run_git(self.folder, "tag", UNRELEASED)
+            return (UNRELEASED,)
+        return tuple(versions)
+
+    def _commit_working_tree(self) -> str:
+        for path in self.folder.iterdir():
+            if path.name != ".git":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        copy_template(self.folder)
+        changelog = self.folder / "CHANGELOG.md"
+        announced = _headings(changelog.read_text()) if changelog.exists() else []
+        new = [version for version in announced if version not in self.releases]
+        major, minor, patch = _sort_key(self.releases[-1])
+        version = max(new, key=_sort_key) if new else f"{major}.{minor}.{patch + 1}"
+        commit(self.folder, "The working tree")
+        run_git(self.folder, "tag", version)
+        return version
+
+
+def run_git(folder: Path, *arguments: str) -> str:
+    """Run git as nobody in particular and answer its output."""
+    identity = ["-c", "user.name=Team", "-c", "user.email=team@example.com"]
+    settings = ["-c", "init.defaultBranch=main", "-c", "commit.gpgSign=false"]
+    command = ["git", *identity, *settings, *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(f"`{' '.join(command)}` in {folder}:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything in a folder that git does not ignore."""
+    run_git(folder, "add", "--all")
+    run_git(folder, "commit", "--quiet", "--allow-empty", "--no-verify", "--message", message)
+
+
+def _refuse_incomplete_history() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.fail("updates start from earlier commits: run the tests in a git clone")
+    if run_git(ROOT, "rev-parse", "--is-shallow-repository").strip() == "true":
+        pytest.fail(
+            "updates start from earlier commits, and this clone has not all of them: run "
+            "`git fetch --unshallow` (in CI: check out with a fetch depth of 0)"
+        )
+
+
+def _headings(changelog: str) -> list[str]:
+    return RELEASE_HEADING.findall(changelog)
+
+
+def _sort_key(version: str) -> tuple[int, int, int]:
+    major, minor, patch = (int(part) for part in version.split("."))
+    return major, minor, patch

@@ -1,0 +1,166 @@
+"""What a team does to a service between two updates, and how it updates it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import copier
+
+from tests.rendering import fast_copier
+from tests.update.repository import commit, run_git
+
+DOMAIN = {
+    "__init__.py": '"""Invoices."""\n',
+    "models.py": '''"""The tables of invoices."""
+
+from uuid import UUID
+
+from sqlalchemy import String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.core.database import Base
+
+
+class Invoice(Base):
+    """What somebody owes."""
+
+    __tablename__ = "invoices"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    number: Mapped[str] = mapped_column(String(32))
+''',
+    "router.py": '''"""The HTTP interface of invoices."""
+
+from fastapi import APIRouter
+from sqlalchemy import func, select
+
+from app.billing.models import Invoice
+from app.core.database import ReadSessionDep
+
+router = APIRouter(prefix="/api/v1/invoices", tags=["invoices"])
+
+
+@router.get("/count")
+async def count_invoices(session: ReadSessionDep) -> int:
+    """How many invoices there are."""
+    return await session.scalar(select(func.count()).select_from(Invoice)) or 0
+''',
+}
+
+TEST = '''"""The team's own test."""
+
+import httpx2
+
+
+async def test_there_are_no_invoices_yet(client: httpx2.AsyncClient) -> None:
+    response = await client.get("/api/v1/invoices/count")
+    assert (response.status_code, response.json()) == (200, 0)
+'''
+
+MIGRATION = '''"""Invoices."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "invoices",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("number", sa.String(length=32), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_invoices")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("invoices")
+'''
+
+# Files of the template that a team is expected to write in: what is replaced, and by what.
+EDITS = {
+    "app/domains.py": (
+        (
+            "from app.core.events import EventBus\n",
+            "from app.billing.router import router as billing_router\n"
+            "from app.core.events import EventBus\n",
+        ),
+        (
+            "PROTECTED_ROUTERS: Sequence[APIRouter] = ()",
+            "PROTECTED_ROUTERS: Sequence[APIRouter] = (billing_router,)",
+        ),
+    ),
+    "app/settings.py": (("    APP_NAME: ", '    BILLING_CURRENCY: str = "EUR"\n    APP_NAME: '),),
+    "pyproject.toml": (("dependencies = [\n", 'dependencies = [\n  "idna>=3,<4",\n'),),
+}
+README_SECTION = "\n## Billing\n\nThe finance team owns `app/billing`.\n"
+ENVIRONMENT = "APP_NAME=From the team\nBILLING_CURRENCY=CHF\n"
+# A file of the template that the team does without.
+DELETED = "tests/core/test_threads.py"
+
+
+def change_as_a_team(service: Path) -> dict[str, list[str]]:
+    """Give a service a domain, a migration, settings and prose of its own, commit all.
+
+    Returns:
+        The lines that the team wrote, by file: what no update may lose.
+    """
+    before = {name: (service / name).read_text() for name in EDITS}
+    for name, text in DOMAIN.items():
+        _write(service / "app" / "billing" / name, text)
+    _write(service / "tests" / "billing" / "__init__.py", "")
+    _write(service / "tests" / "billing" / "test_invoices.py", TEST)
+    versions = service / "migrations" / "versions"
+    [seed] = [p for p in versions.glob("*.py") if p.name != "__init__.py"]
+    head = re.search(r'^revision\b.*?"(.+)"', seed.read_text(), re.MULTILINE)
+    assert head is not None, f"{seed.name} has no revision"
+    seed.rename(versions / "2026_first.py")
+    _write(versions / "0002_invoices.py", MIGRATION.format(head=head[1]))
+    for name, replacements in EDITS.items():
+        text = before[name]
+        for old, new in replacements:
+            assert text.count(old) == 1, f"{name} holds {old!r} {text.count(old)} times"
+            text = text.replace(old, new)
+        _write(service / name, text)
+    with (service / "README.md").open("a") as readme:
+        readme.write(README_SECTION)
+    _write(service / ".env", ENVIRONMENT)
+    (service / DELETED).unlink()
+    commit(service, "Write invoices")
+    written = {
+        name: [
+            line
+            for line in (service / name).read_text().splitlines()
+            if line not in set(before[name].splitlines())
+        ]
+        for name in EDITS
+    }
+    return {
+        **written,
+        "README.md": README_SECTION.strip().splitlines(),
+        ".env": ENVIRONMENT.splitlines(),
+    }
+
+
+def update(service: Path, **answers: Any) -> None:
+    """Update a service to the newest release, without trust, and commit the result."""
+    with fast_copier():
+        copier.run_update(
+            service, data=answers, defaults=True, overwrite=True, quiet=True, unsafe=False
+        )
+
+
+def conflicts(service: Path) -> list[str]:
+    """The files that an update left with conflict markers, or with a rejected change."""
+    unmerged = run_git(service, "ls-files", "--unmerged", "--format=%(path)").split("\n")
+    rejected = [p.relative_to(service).as_posix() for p in service.rglob("*.rej")]
+    return sorted({*filter(None, unmerged), *rejected})
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)

@@ -1,0 +1,57 @@
+"""The words that give a feature away: none of them may be in a render that is without it."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.combinations import DATABASES, SWITCHES, Combination
+from tests.snapshot import clean_files
+
+# By a database's or a switch's word. Regular expressions, of any case; paths are searched, too.
+VOCABULARY = {
+    "postgresql": ("postgres", "asyncpg", "psycopg", "pgserver", r"\bpg_", "concurrently"),
+    "sqlite": ("sqlite", "pragma", r"begin immediate", r"\bwal\b"),
+    "example": (
+        r"\borders\b",
+        r"\border_(lines?|id|router|service)\b",
+        r"\border(line|placed|confirmed|cancelled|service|repository)",
+        r"\bsku\b",
+        "unit_price",
+        "receipt",
+        "email.validator",
+        "customer_email",
+    ),
+}
+
+# Features that do not exist yet: no render may promise them.
+UNKNOWN = (
+    r"\barq\b",
+    r"(?<!without )\bdocker",
+    "gunicorn",
+    r"\bjwt\b",
+    "kubernetes",
+    "opentelemetry",
+    "prometheus",
+    "redis",
+    "telemetry",
+    "valkey",
+)
+
+
+def forbidden_words(combination: Combination) -> tuple[str, ...]:
+    """The regular expressions that must not match in a render of this combination."""
+    known = (*DATABASES, *(switch.word for switch in SWITCHES))
+    off = [word for word in known if word not in {combination.database, *combination.words}]
+    return (*UNKNOWN, *(pattern for word in off for pattern in VOCABULARY[word]))
+
+
+def leftovers(folder: Path, combination: Combination) -> Iterator[str]:
+    """Every line, or path, that speaks of what is off, as `path:line: text`."""
+    pattern = re.compile("|".join(forbidden_words(combination)), re.IGNORECASE)
+    for name in clean_files(folder):
+        if pattern.search(name):
+            yield name
+        text = (folder / name).read_text(encoding="utf-8")
+        for number, line in enumerate(text.splitlines(), start=1):
+            if pattern.search(line):
+                yield f"{name}:{number}: {line.strip()}"
