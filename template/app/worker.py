@@ -58,7 +58,7 @@ async def run(settings: Settings, registry: JobRegistry, stopping: asyncio.Event
         queue = ArqQueue(settings, create_pool(settings), redis.key("jobs"))
         stack.push_async_callback(queue.close)
         relay = Relay(database, queue, settings)
-        runner = JobRunner(registry, database, http_client, settings)
+        runner = JobRunner(registry, database, http_client, settings, relay.wake)
 
         def state() -> Heartbeat:
             return Heartbeat(queue.polled_at, draining=stopping.is_set())

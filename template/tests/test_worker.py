@@ -44,7 +44,7 @@ async def test_at_sigterm_short_jobs_finish_and_long_ones_go_back_without_losing
     jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     short, long = tmp_path / "short", tmp_path / "long"
-    async with work({"SHUTDOWN_TIMEOUT_SECONDS": "3"}, WORKER) as worker:
+    async with work({"SHUTDOWN_TIMEOUT_SECONDS": "2"}, WORKER) as worker:
         await jobs.enqueue(definitions.nap, Nap(file=short, seconds=1))
         await jobs.enqueue(definitions.nap, Nap(file=long, seconds=30))
         for file in (short, long):
@@ -57,7 +57,7 @@ async def test_at_sigterm_short_jobs_finish_and_long_ones_go_back_without_losing
     assert (returned.tries, returned.done_at) == (0, None)
     assert await lines(long) == ["try 1"]
     async with work(module=WORKER) as other:
-        # Nobody waits for a lease: it is back in the queue.
+        # Nobody waits for a lease of ten seconds: it is back in the queue.
         await eventually(lambda: lines(long), lambda found: found == ["try 1"] * 2, seconds=5)
         await other.kill()
 
@@ -72,8 +72,8 @@ async def test_the_jobs_of_a_killed_worker_are_done_by_another(
         await eventually(lambda: lines(files[0]), lambda found: found == ["try 1"])
         await doomed.kill()
 
-    async with work(SHORT_LEASE, WORKER):
-        done = await eventually(jobs.rows, all_done, seconds=15)
+    async with work(SHORT_LEASE, WORKER, ready=False):
+        done = await eventually(jobs.rows, all_done, seconds=30)
 
     assert len(done) == len(files)
     for file in files:
@@ -84,9 +84,9 @@ async def test_a_job_that_runs_longer_than_a_lease_runs_once(
     jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     file = tmp_path / "nap"
-    async with work(SHORT_LEASE, WORKER), work(SHORT_LEASE, WORKER):
-        await jobs.enqueue(definitions.nap, Nap(file=file, seconds=5))
-        await eventually(jobs.rows, all_done, seconds=15)
+    async with work(SHORT_LEASE, WORKER, ready=False), work(SHORT_LEASE, WORKER):
+        await jobs.enqueue(definitions.nap, Nap(file=file, seconds=4))
+        await eventually(jobs.rows, all_done, seconds=30)
 
     assert await lines(file) == ["try 1", "done"]
 
@@ -95,7 +95,7 @@ async def test_jobs_with_one_ordering_key_run_one_after_the_other(
     jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     file = tmp_path / "notes"
-    async with work(module=WORKER), work(module=WORKER):
+    async with work(module=WORKER, ready=False), work(module=WORKER):
         for number in range(10):
             job, payload = (
                 (definitions.nap, Nap(file=file, seconds=0.2, text=str(number)))
@@ -116,7 +116,7 @@ async def test_a_job_that_kills_its_worker_ends_in_the_dead_letters(
     for _ in range(2):
         async with work(SHORT_LEASE, WORKER, ready=False) as worker:
             await worker.wait(20)
-    async with work(SHORT_LEASE, WORKER):
+    async with work(SHORT_LEASE, WORKER, ready=False):
         [letter] = await eventually(jobs.letters, bool)
 
     assert letter.error.startswith("WorkerLostError")
@@ -128,7 +128,7 @@ async def test_the_log_of_a_job_carries_the_id_of_the_request_that_caused_it(
 ) -> None:
     with structlog.contextvars.bound_contextvars(request_id="cause-1"):
         await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
-    async with work(module=WORKER) as worker:
+    async with work(module=WORKER, ready=False) as worker:
         await eventually(jobs.rows, all_done)
 
     logged = [json.loads(line) for line in worker.logs().splitlines()]
@@ -199,7 +199,7 @@ async def test_a_worker_that_is_about_to_end_is_alive_and_not_ready(
 ) -> None:
     file = tmp_path / "nap"
     async with work(module=WORKER) as worker:
-        await jobs.enqueue(definitions.nap, Nap(file=file, seconds=6))
+        await jobs.enqueue(definitions.nap, Nap(file=file, seconds=3))
         await eventually(lambda: lines(file), bool)
         worker.process.terminate()
 

@@ -3,6 +3,7 @@
 import asyncio
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -36,6 +37,10 @@ class WorkerLostError(Exception):
     """The worker was gone before the last try had an end; perhaps the job is what killed it."""
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class JobRunner:
     """Runs jobs, each in a transaction of its own that also marks it as done.
 
@@ -44,6 +49,7 @@ class JobRunner:
         database: Where the outbox is.
         http_client: For the handlers.
         settings: How long a job stays with a worker that gives no sign of life.
+        wake_relay: Called when a job ends that others may have waited for.
         unknown: How to repeat jobs that this release does not know; a newer one may be on its way.
     """
 
@@ -53,6 +59,7 @@ class JobRunner:
         database: Database,
         http_client: httpx2.AsyncClient,
         settings: JobSettings,
+        wake_relay: Callable[[], None] = _do_nothing,
         unknown: RetryPolicy = _UNKNOWN,
     ) -> None:
         self._jobs = registry.jobs
@@ -60,6 +67,7 @@ class JobRunner:
         self._http_client = http_client
         self._settings = settings
         self._lease = timedelta(seconds=settings.JOB_LEASE_SECONDS)
+        self._wake_relay = wake_relay
         self._unknown = unknown
         self._held: set[Ticket] = set()
 
@@ -87,6 +95,8 @@ class JobRunner:
                 **row.context, job=row.name, job_id=row.job_id, job_try=row.tries
             ):
                 await self._try(row, held)
+            if row.ordering_key is not None:
+                self._wake_relay()
         except asyncio.CancelledError:
             await self._give_back(held)
             raise

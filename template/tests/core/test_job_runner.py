@@ -30,7 +30,8 @@ class Trial:
         del known[definitions.of_the_next_release.name]
         database, client = self.jobs.database, httpx2.AsyncClient()
         registry = JobRegistry(known, ())
-        return JobRunner(registry, database, client, self.settings, RetryPolicy(max_tries=2))
+        unknown = RetryPolicy(max_tries=2)
+        return JobRunner(registry, database, client, self.settings, unknown=unknown)
 
     async def run_all(self, *more: Job[Any]) -> None:
         """Try every job of the outbox once more, however long it should wait."""
