@@ -42,7 +42,7 @@ class ValkeyServer:
     Args:
         folder: Where its password, its log and, unless it is throwaway, its data are.
         throwaway: Keep everything in memory only.
-        port: The port to listen on; a free one when omitted, and the same again after a stop.
+        port: The port to listen on if it is free. Started again it has the same one.
     """
 
     def __init__(self, folder: Path, *, throwaway: bool, port: int | None = None) -> None:
@@ -64,16 +64,15 @@ class ValkeyServer:
         password = self._password()
         # Between choosing a free port and using it another process may take it.
         for attempts_left in (2, 1, 0):
-            port = self._port or _free_port()
+            self._port = self._port or _free_port()
             try:
-                self._launch(program, port, password)
-            except RuntimeError:
-                if self._port or not attempts_left:
-                    raise
-            else:
-                self._port = port
+                self._launch(program, self._port, password)
                 break
-        return Server(port, password)
+            except RuntimeError:
+                if not attempts_left:
+                    raise
+                self._port = None
+        return Server(self._port or 0, password)
 
     def is_running(self) -> bool:
         """Whether the process lives."""

@@ -18,6 +18,7 @@ from app.core.redis import RedisClient, RedisSettings, open_redis
 from app.core.redis_rate_limit import OnRedisOutage, RedisRateLimiter, RedisRateLimitSettings
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
+from tests.fixtures.application import Connect, MakeApp
 from tests.fixtures.server import Serve, ServedProcess
 
 KEY = "app:rate-limit:key"
@@ -226,6 +227,19 @@ async def test_an_outage_of_redis_costs_no_answer_and_little_time(
         await _recovers(server, outages=2)
         await _serves(client, ready=True, slowest=1)
     assert server.logs().count("rate_limits_not_shared") == 2
+
+
+async def test_readiness_can_do_without_redis(
+    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer
+) -> None:
+    url = private_redis.start().url()
+    app = make_app(REDIS_URL=url, HEALTH_OPTIONAL_CHECKS=["redis"], HEALTH_CACHE_SECONDS=0)
+    async with connect(app) as client:
+        private_redis.kill()
+        answer = await client.get("/health/ready")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "ready"
+    assert answer.json()["checks"]["redis"] == "failed"
 
 
 async def _serves(client: httpx2.AsyncClient, *, ready: bool, slowest: float) -> None:
