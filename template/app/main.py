@@ -7,7 +7,7 @@ from app.core.errors import install_error_handlers
 from app.core.http_stack import install_http_stack
 from app.core.logging import configure_logging
 from app.lifespan import create_lifespan
-from app.settings import InvalidSettings, Settings, load_settings
+from app.settings import InvalidSettingsError, Settings, load_settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -37,6 +37,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _settings_or_exit() -> Settings:
     try:
         return load_settings()
-    except InvalidSettings as error:
+    except InvalidSettingsError as error:
         message = f"The service cannot start with this environment:\n{error}"
         raise SystemExit(message) from None

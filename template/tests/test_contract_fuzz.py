@@ -8,9 +8,8 @@ import anyio
 
 from tests.fixtures.server import Serve
 
-# Not "allow_header_conformance": where a path has several routes, Starlette's 405 names the methods
-# of the first only.
 _CHECKS = (
+    "allow_header_conformance",
     "not_a_server_error",
     "status_code_conformance",
     "content_type_conformance",

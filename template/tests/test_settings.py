@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.core.settings import Environment
-from app.settings import InvalidSettings, Settings, load_settings
+from app.settings import InvalidSettingsError, Settings, load_settings
 
 SetEnvironment = Callable[..., None]
 
@@ -28,7 +28,7 @@ def environment(
 
 def refusal() -> str:
     """The message with which the environment is refused."""
-    with pytest.raises(InvalidSettings) as refused:
+    with pytest.raises(InvalidSettingsError) as refused:
         load_settings()
     return str(refused.value)
 
@@ -118,7 +118,7 @@ def test_a_secret_is_never_shown(environment: SetEnvironment) -> None:
 def test_a_refusal_has_no_trace_of_its_cause(environment: SetEnvironment) -> None:
     # The cause is pydantic's error, which keeps the values.
     environment(DATABASE_URL="mysql://user:hunter2@db.internal/shop")
-    with pytest.raises(InvalidSettings) as refused:
+    with pytest.raises(InvalidSettingsError) as refused:
         load_settings()
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__

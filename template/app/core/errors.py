@@ -1,6 +1,7 @@
 """The errors that carry an HTTP status, and how each exception becomes problem details."""
 
 from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +16,7 @@ from app.core.problems import (
     problem_response,
     responses,
 )
+from app.core.routing import allowed_methods
 
 __all__ = [
     "AppError",
@@ -184,11 +186,14 @@ def error_response(scope: Scope, error: Exception) -> Response | None:
         case HTTPException():
             # FastAPI lets `detail` be anything that JSON can express.
             detail: Any = error.detail
+            headers = error.headers
+            if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and "router" in scope:
+                headers = {**(headers or {}), "Allow": ", ".join(allowed_methods(scope))}
             return problem_response(
                 scope,
                 error.status_code,
                 detail=None if isinstance(detail, Mapping) else str(detail),
-                headers=error.headers,
+                headers=headers,
                 extensions=detail if isinstance(detail, Mapping) else None,
             )
         case RequestValidationError():

@@ -1,5 +1,10 @@
-"""Which route a request has reached, as the template of its path."""
+"""Which route a request has reached, and which methods its path has."""
 
+from functools import lru_cache
+from re import Pattern
+
+from fastapi.routing import iter_route_contexts
+from starlette.routing import compile_path
 from starlette.types import Scope
 
 
@@ -11,3 +16,21 @@ def route_template(scope: Scope) -> str | None:
     """
     included = scope.get("fastapi", {}).get("effective_route_context")
     return getattr(included or scope.get("route"), "path_format", None)
+
+
+def allowed_methods(scope: Scope) -> list[str]:
+    """Every method that some route offers under the request's path, for `Allow`.
+
+    The router looks no further than the first route with that path, and RFC 9110, section 10.2.1,
+    asks for all of them.
+    """
+    methods: set[str] = set()
+    for route in iter_route_contexts(scope["app"].routes):
+        if route.path and route.methods and _path_pattern(route.path).match(scope["path"]):
+            methods |= route.methods
+    return sorted(methods)
+
+
+@lru_cache(maxsize=512)
+def _path_pattern(path: str) -> Pattern[str]:
+    return compile_path(path)[0]

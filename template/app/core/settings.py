@@ -1,4 +1,4 @@
-"""What every settings section shares: the environment's name, list parsing, and the production guard."""
+"""What the settings sections share: the environment's name, lists, and the production guard."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def _split_list(value: Any) -> Any:
         try:
             return json.loads(text)
         except json.JSONDecodeError:
-            message = "looks like JSON but cannot be read; write a,b or [\"a\", \"b\"]"
+            message = 'looks like JSON but cannot be read; write a,b or ["a", "b"]'
             raise ValueError(message) from None
     return [item.strip() for item in text.split(",") if item.strip()]
 
