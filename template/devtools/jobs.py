@@ -15,7 +15,7 @@ from app.core.background import BackgroundRunner
 from app.core.database import Database
 from app.core.dead_letters import DeadLetter
 from app.core.events import EventBus
-from app.settings import InvalidSettings, load_settings
+from app.settings import InvalidSettingsError, load_settings
 
 _LISTED = 100
 _ERROR_WIDTH = 60
@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings()
-    except InvalidSettings as error:
+    except InvalidSettingsError as error:
         sys.exit(f"The environment cannot be used:\n{error}")
 
     async def run() -> None:
