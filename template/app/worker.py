@@ -28,7 +28,7 @@ from app.core.logging import configure_logging
 from app.core.outbox import JobsEnqueued
 from app.core.redis import create_pool, open_redis
 from app.core.relay import Relay, listen, wake_relays
-from app.settings import InvalidSettings, Settings, load_settings
+from app.settings import InvalidSettingsError, Settings, load_settings
 
 
 def job_modules() -> list[ModuleType]:
@@ -58,7 +58,7 @@ async def run(settings: Settings, registry: JobRegistry, stopping: asyncio.Event
         queue = ArqQueue(settings, create_pool(settings), redis.key("jobs"))
         stack.push_async_callback(queue.close)
         relay = Relay(database, queue, settings)
-        runner = JobRunner(registry, database, http_client, settings, relay.wake)
+        runner = JobRunner(registry, database, http_client, settings, wake_relay=relay.wake)
 
         def state() -> Heartbeat:
             return Heartbeat(queue.polled_at, draining=stopping.is_set())
@@ -95,7 +95,7 @@ async def serve(settings: Settings, registry: JobRegistry) -> None:
     await run(settings, registry, stopping)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run a worker, or with `--check` tell a probe how the one on this machine is."""
     parser = argparse.ArgumentParser(prog="python -m app.worker", description=main.__doc__)
     parser.add_argument(
@@ -105,13 +105,13 @@ def main() -> None:
         choices=["ready", "live"],
         help="exit with 0 when the worker is ready (default) or alive, else with 1 and the reason",
     )
-    arguments = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         settings = load_settings()
-    except InvalidSettings as error:
+    except InvalidSettingsError as error:
         sys.exit(f"The worker cannot start with this environment:\n{error}")
-    if arguments.check:
-        sys.exit(find_problem(heartbeat_file(settings), ready=arguments.check == "ready"))
+    if options.check:
+        sys.exit(find_problem(heartbeat_file(settings), ready=options.check == "ready"))
     configure_logging(settings)
     # Two lines for each ticket; the runner has one for each try, with the job's name.
     logging.getLogger("arq").setLevel(logging.WARNING)

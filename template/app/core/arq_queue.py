@@ -31,6 +31,8 @@ _RESTART_SECONDS = 1.0
 _RUN = "run"
 # Tries are counted in the outbox, which a loss of Redis does not reset.
 _NO_LIMIT = 1_000_000
+# ARQ adds no ticket while it remembers its id, even one that the server has evicted from the queue.
+_TICKET_LIFE_MILLISECONDS = 5 * 60_000
 
 logger = structlog.get_logger(__name__)
 
@@ -68,6 +70,7 @@ class ArqQueue:
             job_serializer=_to_json,
             job_deserializer=orjson.loads,
             default_queue_name=self._prefix,
+            expires_extra_ms=_TICKET_LIFE_MILLISECONDS,
         )
         self.polled_at = 0.0
 

@@ -59,6 +59,7 @@ class JobRunner:
         database: Database,
         http_client: httpx2.AsyncClient,
         settings: JobSettings,
+        *,
         wake_relay: Callable[[], None] = _do_nothing,
         unknown: RetryPolicy = _UNKNOWN,
     ) -> None:

@@ -15,7 +15,7 @@ from app.orders.exports.models import ExportStatus
 from app.orders.exports.schemas import OrderExportRead
 from app.orders.exports.service import read_file
 
-router = APIRouter(prefix="/api/v1/orders/exports", tags=["orders"], responses=responses(422, 429))
+router = APIRouter(prefix="/api/v1/orders/exports", tags=["exports"], responses=responses(422, 429))
 
 ExportId = Annotated[UUID, Path(description="The export's `id`.")]
 
