@@ -28,6 +28,7 @@ _MAX_QUEUED = 1000
 _POLL_SECONDS = 0.1
 _HEALTH_SECONDS = 5
 _RESTART_SECONDS = 1.0
+_CANCELLATIONS = 10
 _RUN = "run"
 # Tries are counted in the outbox, which a loss of Redis does not reset.
 _NO_LIMIT = 1_000_000
@@ -101,15 +102,16 @@ class ArqQueue:
         goes back. An outage of Redis interrupts the polling only.
         """
         leftover: set[asyncio.Task[Any]] = set()
+        stopped_at = time.monotonic()
         while not stopping.is_set():
             worker = self._create_worker(registry, runner, database)
             polling = asyncio.create_task(worker.async_run())
             waiting = asyncio.create_task(stopping.wait())
             await asyncio.wait({polling, waiting}, return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
+            stopped_at = time.monotonic()
             if stopping.is_set():
-                worker.handle_sig_wait_for_completion(signal.SIGTERM)
-                await asyncio.wait({polling})
+                await _drain(worker, polling)
             leftover |= {task for task in worker.tasks.values() if not task.done()}
             for task in worker.tasks.values():
                 task.add_done_callback(_note_failure)
@@ -118,7 +120,11 @@ class ArqQueue:
                 logger.warning("queue_polling_failed", error=f"{type(error).__name__}: {error}")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), _RESTART_SECONDS)
-        await _end(leftover, self._settings.SHUTDOWN_TIMEOUT_SECONDS)
+        # Jobs that an outage of Redis has separated from the worker that began them.
+        remaining = stopped_at + self._settings.SHUTDOWN_TIMEOUT_SECONDS - time.monotonic()
+        if leftover and remaining > 0:
+            await asyncio.wait(leftover, timeout=remaining)
+        await _end(leftover)
         with suppress(Exception):
             await self._redis.delete(self._health_key)
 
@@ -203,14 +209,28 @@ class _Worker(Worker):
         self._on_poll()
 
 
-async def _end(tasks: set[asyncio.Task[Any]], seconds: float) -> None:
-    if not tasks:
-        return
-    _, late = await asyncio.wait(tasks, timeout=seconds)
-    for task in late:
-        task.cancel()
-    if late:
-        await asyncio.wait(late)
+async def _drain(worker: Worker, polling: asyncio.Task[None]) -> None:
+    drained = asyncio.Event()
+    worker.on_stop = lambda _: drained.set()
+    # Takes no new jobs, waits for those in hand, then cancels them and the polling.
+    worker.handle_sig_wait_for_completion(signal.SIGTERM)
+    waiting = asyncio.create_task(drained.wait())
+    await asyncio.wait({polling, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    if worker.main_task is not None:
+        await _end({worker.main_task})
+
+
+async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+    for _ in range(_CANCELLATIONS):
+        tasks = {task for task in tasks if not task.done()}
+        if not tasks:
+            return
+        # Once is not enough: what waits for Redis just then may take it for a lost connection.
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks, timeout=1)
+    logger.error("queue_tasks_not_ended", count=len(tasks))
 
 
 def _note_failure(task: asyncio.Task[Any]) -> None:

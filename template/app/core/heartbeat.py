@@ -1,13 +1,16 @@
 """The sign of life of a process without an HTTP port, for the probes of its platform."""
 
+import asyncio
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import anyio
+DEFAULT_FILE = Path(tempfile.gettempdir()) / "worker-heartbeat.json"
+"""Where a worker shows that it is alive unless `WORKER_HEARTBEAT_FILE` names another place."""
 
 _INTERVAL_SECONDS = 2.0
 _LATE_SECONDS = 10.0
@@ -79,4 +82,4 @@ async def beat(file: Path, current: Callable[[], Heartbeat]) -> None:
     """Write the heartbeat every two seconds until cancelled."""
     while True:
         write_heartbeat(file, current())
-        await anyio.sleep(_INTERVAL_SECONDS)
+        await asyncio.sleep(_INTERVAL_SECONDS)

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import outbox
 from app.core.database import Database
+from app.core.heartbeat import DEFAULT_FILE
 from app.core.settings import Section
 
 P = TypeVar("P", bound=BaseModel)
@@ -41,8 +42,8 @@ class JobSettings(Section):
         ge=60,
         description="How long finished jobs are kept, so that their ids are not used again.",
     )
-    WORKER_HEARTBEAT_FILE: Path | None = Field(
-        default=None,
+    WORKER_HEARTBEAT_FILE: Path = Field(
+        default=DEFAULT_FILE,
         description="Where a worker shows that it is alive; in the system's folder for temporary "
         "files by default. Workers on one machine need different ones to be told apart.",
     )

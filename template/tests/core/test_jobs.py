@@ -3,7 +3,7 @@ from types import ModuleType
 import pytest
 
 from app.core.jobs import JobRegistry, RetryPolicy, job
-from app.worker import job_modules
+from app.worker_lifespan import job_modules
 from tests.jobs import definitions
 
 

@@ -5,7 +5,7 @@ import asyncio
 from app.core.jobs import JobRegistry
 from app.core.logging import configure_logging
 from app.settings import load_settings
-from app.worker import job_modules, serve
+from app.worker_lifespan import job_modules, serve
 from tests.jobs import definitions
 
 if __name__ == "__main__":
