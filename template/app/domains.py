@@ -14,4 +14,4 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = ()
 
 
 def subscribe(events: EventBus) -> None:
-    """Subscribe your domains to events: `events.subscribe(OrderPlaced, handler)`."""
+    """Subscribe your domains to events: `events.subscribe(BookLent, handler)`."""

@@ -4,7 +4,7 @@ A deployment migrates first and replaces the processes afterwards, so for a whil
 works on the new tables. Hence expand and contract: a release adds what it needs, and what nobody
 uses any more is dropped in a later release. A revision that contracts says why it may:
 
-    CONTRACT = "orders.note: unused since revision 3f2a"
+    CONTRACT = "books.note: unused since revision 3f2a"
 """
 
 import ast
@@ -35,7 +35,7 @@ _CONTRACT_ADVICE = (
 
 @dataclass(frozen=True)
 class Operation:
-    """A call such as `op.add_column("orders", ...)` or the same on a `batch_op`."""
+    """A call such as `op.add_column("books", ...)` or the same on a `batch_op`."""
 
     name: str
     table: str | None

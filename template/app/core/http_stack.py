@@ -20,7 +20,7 @@ from app.core.security_headers import SecurityHeaders
 
 __all__ = ["HttpSettings", "install_http_stack"]
 
-# A page of 20 orders shrinks to 24 % at level 1 and to 20 % at level 9; a page of 100 to 22 % and
+# A page of 20 items shrinks to 24 % at level 1 and to 20 % at level 9; a page of 100 to 22 % and
 # 17 %, for 8 times the processor time on the event loop.
 _GZIP_LEVEL = 1
 # Below, the answer fits into one packet either way.

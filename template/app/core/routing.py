@@ -9,7 +9,7 @@ from starlette.types import Scope
 
 
 def route_template(scope: Scope) -> str | None:
-    """The whole path template, such as `/api/v1/orders/{order_id}`; `None` when no route matched.
+    """The whole path template, such as `/api/v1/books/{book_id}`; `None` when no route matched.
 
     A route of an included router knows its path without the prefix (`scope["route"]`); the whole
     template is in the context that FastAPI makes of it for the inclusion.

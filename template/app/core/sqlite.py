@@ -191,7 +191,7 @@ def is_unique_violation(error: IntegrityError, constraint: str | None = None) ->
     code = getattr(error.orig, "sqlite_errorcode", None)
     if code not in _UNIQUE_CODES:
         return False
-    # "UNIQUE constraint failed: orders.a, orders.b", or "...: index 'name'" for expressions.
+    # "UNIQUE constraint failed: books.a, books.b", or "...: index 'name'" for expressions.
     subject = str(error.orig).partition(": ")[2]
     if constraint is None or subject == f"index '{constraint}'":
         return True

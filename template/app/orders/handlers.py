@@ -12,7 +12,7 @@ from app.orders.service import OrderConfirmation
 async def confirm_placed_order(event: OrderPlaced, session: AsyncSession) -> None:
     """Render the receipt of a placed order, then confirm it."""
     # First, because the transaction begins with the session's first statement: neither a
-    # connection nor SQLite's only write lock is held while the thread computes.
+    # connection nor a lock is held while the thread computes.
     receipt = await offload(render_receipt, event)
     await OrderConfirmation(session).confirm(event.order_id, receipt)
 

@@ -48,10 +48,7 @@ class AnyOwnerOrderRepository:
         self._session = session
 
     async def get_locked(self, order_id: UUID) -> Order | None:
-        """Return the order without its lines, locked until the transaction ends.
-
-        SQLite has no row locks; there a write transaction excludes every other.
-        """
+        """Return the order without its lines; nobody else changes it until the transaction ends."""
         return await self._session.scalar(
             select(Order).where(Order.id == order_id).with_for_update()
         )

@@ -70,7 +70,7 @@ async def fail(name: str) -> None:
     raise ERRORS[name]
 
 
-@router.post("/orders", responses=responses(409))
+@router.post("/books", responses=responses(409))
 async def place(order: Order, page: Annotated[int, Query(ge=1)] = 1) -> Order:
     """Take an order."""
     return order
@@ -163,7 +163,7 @@ async def test_an_unknown_path_is_a_problem(client: httpx2.AsyncClient) -> None:
 async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
     client: httpx2.AsyncClient,
 ) -> None:
-    response = await client.delete("/orders")
+    response = await client.delete("/books")
     assert response.status_code == 405
     assert response.headers["allow"] == "POST"
     problem(response)
@@ -190,7 +190,7 @@ async def test_an_invalid_request_lists_places_and_reasons_but_no_values(
 ) -> None:
     secret = "4111111111111111-secret"
     response = await client.post(
-        "/orders", params={"page": 0}, json={"quantity": "many", "card": secret}
+        "/books", params={"page": 0}, json={"quantity": "many", "card": secret}
     )
     assert response.status_code == 422
     body = problem(response)
@@ -210,7 +210,7 @@ async def test_malformed_json_is_an_invalid_request(
     client: httpx2.AsyncClient, body: bytes
 ) -> None:
     headers = {"Content-Type": "application/json"}
-    response = await client.post("/orders", content=body, headers=headers)
+    response = await client.post("/books", content=body, headers=headers)
     assert response.status_code == 422
     assert problem(response)["errors"][0]["type"] == "json_invalid"
 
@@ -260,7 +260,7 @@ async def test_a_status_that_forbids_a_body_has_none(
 def test_the_schema_documents_every_error_as_a_problem(service: FastAPI) -> None:
     schema = service.openapi()
     content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    documented = schema["paths"]["/orders"]["post"]["responses"]
+    documented = schema["paths"]["/books"]["post"]["responses"]
     assert {status: documented[status]["content"] for status in ("409", "422", "default")} == {
         "409": content,
         "422": content,

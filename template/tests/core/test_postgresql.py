@@ -58,7 +58,7 @@ def test_urls_of_other_tools_are_translated(given: str, used: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "sqlite:///app.db",
+        "file:///app.db",
         "mysql://u:hunter2@db/app",
         "postgresql+psycopg://u:hunter2@db/app",
         "hunter2",

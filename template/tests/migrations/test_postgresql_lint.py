@@ -18,29 +18,29 @@ def lint(*lines: str, header: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("operation", "advice"),
     [
-        ("op.create_index('ix', 'orders', ['note'])", "postgresql_concurrently"),
-        ("op.create_index(op.f('ix'), 'orders', ['note'], unique=True)", "postgresql_concurrently"),
-        ("op.create_index('ix', table_name='orders', columns=['a'])", "postgresql_concurrently"),
-        ("op.execute('CREATE UNIQUE INDEX ix ON orders (note)')", "CONCURRENTLY"),
-        ("op.create_unique_constraint('uq', 'orders', ['note'])", "USING INDEX"),
-        ("op.create_foreign_key('fk', 'orders', 'users', ['a'], ['b'])", "not_valid"),
-        ("op.create_check_constraint('ck', 'orders', 'a > 0')", "not_valid"),
+        ("op.create_index('ix', 'books', ['note'])", "postgresql_concurrently"),
+        ("op.create_index(op.f('ix'), 'books', ['note'], unique=True)", "postgresql_concurrently"),
+        ("op.create_index('ix', table_name='books', columns=['a'])", "postgresql_concurrently"),
+        ("op.execute('CREATE UNIQUE INDEX ix ON books (note)')", "CONCURRENTLY"),
+        ("op.create_unique_constraint('uq', 'books', ['note'])", "USING INDEX"),
+        ("op.create_foreign_key('fk', 'books', 'users', ['a'], ['b'])", "not_valid"),
+        ("op.create_check_constraint('ck', 'books', 'a > 0')", "not_valid"),
     ],
 )
 def test_a_table_in_use_is_not_blocked(operation: str, advice: str) -> None:
     [problem] = lint(operation)
 
     assert advice in problem
-    assert not lint(operation, header="BLOCKS = 'orders has 200 rows'")
-    assert not lint("op.create_table('orders')", operation) or "execute" in operation
+    assert not lint(operation, header="BLOCKS = 'books has 200 rows'")
+    assert not lint("op.create_table('books')", operation) or "execute" in operation
 
 
 @pytest.mark.parametrize(
     "operation",
     [
-        "op.create_index('ix', 'orders', ['note'], postgresql_concurrently=True)",
-        "op.execute('CREATE INDEX CONCURRENTLY ix ON orders (note)')",
-        "op.create_check_constraint('ck', 'orders', 'a > 0', postgresql_not_valid=True)",
+        "op.create_index('ix', 'books', ['note'], postgresql_concurrently=True)",
+        "op.execute('CREATE INDEX CONCURRENTLY ix ON books (note)')",
+        "op.create_check_constraint('ck', 'books', 'a > 0', postgresql_not_valid=True)",
     ],
 )
 def test_what_does_not_block_is_allowed(operation: str) -> None:

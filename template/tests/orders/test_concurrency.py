@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 async def at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """Run all calls concurrently and return their results in the same order."""
+    """Run all calls at once and return their results in the same order."""
     results: dict[int, T] = {}
 
     async def run(position: int) -> None:
@@ -117,7 +117,7 @@ async def test_a_client_that_lost_the_race_is_told_so(
     async with anyio.create_task_group() as tasks, database.transaction() as session:
         await OrderConfirmation(session).confirm(order.id, b"receipt")
         await session.flush()
-        # Both read the order before this commit and write after it (on SQLite: read after it).
+        # Both read the order before this commit and write after it.
         tasks.start_soon(cancel, {})
         tasks.start_soon(cancel, {"If-Match": etag})
         await anyio.sleep(0.2)

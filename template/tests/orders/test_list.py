@@ -22,7 +22,7 @@ async def pages(client: httpx2.AsyncClient, limit: int) -> list[list[str]]:
 
 
 def selects(queries: Queries) -> list[str]:
-    # Beginning a transaction takes statements too, on SQLite not always the same.
+    # Beginning a transaction takes statements too, and not always the same.
     return [statement for statement in queries.statements if statement.startswith("SELECT")]
 
 
