@@ -78,7 +78,7 @@ class JobContext:
     another service, may happen again after a failure: send `job_id` along as idempotency key.
 
     The session's transaction begins with its first statement. Compute before it, and read through
-    `database.read_only()` what takes long: on SQLite there is one writer at a time.
+    `database.read_only()` what takes long: a transaction that writes is in the way of others.
     """
 
     job_id: str

@@ -7,10 +7,8 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     JSON,
-    BigInteger,
     ColumnElement,
     Index,
-    Integer,
     String,
     and_,
     delete,
@@ -18,7 +16,6 @@ from sqlalchemy import (
     insert,
     or_,
     select,
-    text,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -26,11 +23,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 from uuid_utils.compat import uuid7
 
-from app.core.database import Base, is_unique_violation
+from app.core.database import SERIAL, Base, is_unique_violation
 from app.core.events import Event, record
 
 _PURGE_BATCH = 1000
-_UNFINISHED = text("due_at IS NOT NULL")
 
 
 class OutboxJob(Base):
@@ -46,34 +42,18 @@ class OutboxJob(Base):
     __tablename__ = "outbox"
 
     # Grows with each insert: the order of jobs with the same ordering key.
-    id: Mapped[int] = mapped_column(
-        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    )
+    id: Mapped[int] = mapped_column(SERIAL, primary_key=True, autoincrement=True)
     job_id: Mapped[str] = mapped_column(String(255), unique=True)
     name: Mapped[str] = mapped_column(String(100))
     payload: Mapped[dict[str, Any]] = mapped_column(JSON)
     context: Mapped[dict[str, str]] = mapped_column(JSON)
     ordering_key: Mapped[str | None] = mapped_column(String(255))
     tries: Mapped[int] = mapped_column(default=0)
-    due_at: Mapped[datetime | None]
+    due_at: Mapped[datetime | None] = mapped_column(index=True)
     created_at: Mapped[datetime]
     done_at: Mapped[datetime | None] = mapped_column(index=True)
 
-    __table_args__ = (
-        Index(
-            "ix_outbox_due_at",
-            "due_at",
-            postgresql_where=_UNFINISHED,
-            sqlite_where=_UNFINISHED,
-        ),
-        Index(
-            "ix_outbox_ordering_key",
-            "ordering_key",
-            "id",
-            postgresql_where=_UNFINISHED,
-            sqlite_where=_UNFINISHED,
-        ),
-    )
+    __table_args__ = (Index(None, "ordering_key", "due_at"),)
 
 
 class JobsEnqueued(Event):
@@ -153,7 +133,7 @@ async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Seque
         .where(OutboxJob.due_at <= now, ~held_up)
         .order_by(OutboxJob.id)
         .limit(limit)
-        # SQLite has no row locks; there a write transaction excludes every other.
+        # Where there are no row locks, a write transaction excludes every other.
         .with_for_update(skip_locked=True, of=OutboxJob)
     )
     tickets = [Ticket(id_, tries) for id_, tries in due]

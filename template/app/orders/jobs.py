@@ -14,7 +14,7 @@ from app.orders.service import OrderConfirmation
 async def confirm_order(order: OrderPlaced, context: JobContext) -> None:
     """Render the receipt of a placed order, then confirm it."""
     # First, because the transaction begins with the session's first statement: neither a
-    # connection nor SQLite's only write lock is held while the thread computes.
+    # connection nor a lock is held while the thread computes.
     receipt = await offload(render_receipt, order)
     await OrderConfirmation(context.session).confirm(order.order_id, receipt)
 
