@@ -171,8 +171,8 @@ class RedisClient:
         await self.raw.aclose()
 
     async def _bounded(self, command: Command[T]) -> T:
-        # A request's deadline cancels again and again, also while redis-py hands the connection
-        # back, which would then be missing from the pool for good. This limit cancels once.
+        # A request past its deadline still has things to put right here, such as a lease to give
+        # back, and a command that is cut short costs its connection. The time is limited anyway.
         with CancelScope(shield=True):
             async with asyncio.timeout(self._timeout):
                 result = await command(self.raw)
