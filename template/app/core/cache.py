@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
@@ -153,9 +154,8 @@ class Cache:
         key = self._key(space.name, owner_id, str(item_id))
         schema = self._fingerprint(space)
         try:
-            async with asyncio.timeout(_WAIT_SECONDS):
-                found = await self._find(key, schema, space.model)
-        except (TimeoutError, *REDIS_ERRORS):
+            found = await self._find(key, schema, space.model)
+        except REDIS_ERRORS:
             return await load()
         except ValidationError:
             logger.warning("cache_entry_invalid", space=space.name)
@@ -163,7 +163,7 @@ class Cache:
             return await load()
         if isinstance(found, _Lease):
             return await self._load(key, schema, found, space, load)
-        return found
+        return await load() if found is None else found
 
     async def forget(self, key: str) -> None:
         """Remove an entry, now or, during an outage, as soon as it is over."""
@@ -187,11 +187,12 @@ class Cache:
             # Its own end of life has to do.
             del self._unforgotten[next(iter(self._unforgotten))]
 
-    async def _find(self, key: str, schema: str, model: type[M]) -> M | _Lease:
+    async def _find(self, key: str, schema: str, model: type[M]) -> M | _Lease | None:
         lease = _Lease(f"L{schema}{uuid4().hex}")
         args: list[str | int] = [schema, lease, int(_LEASE_SECONDS * 1000)]
         delay = _FIRST_POLL_SECONDS
-        while True:
+        deadline = time.monotonic() + _WAIT_SECONDS
+        while (remaining := deadline - time.monotonic()) > 0:
             found: bytes | None = await self._redis.call(lambda _: self._get_or_lease([key], args))
             if found is None:
                 return lease
@@ -200,13 +201,14 @@ class Cache:
             # The lease is alive at this moment: who loads under it began after the last change.
             if loading := self._loading.get(found.decode()):
                 # Unlike awaiting it, this does not cancel it for the others.
-                await asyncio.wait([loading])
-                value: M | None = loading.result()
+                await asyncio.wait([loading], timeout=remaining)
+                value: M | None = loading.result() if loading.done() else None
                 if value is not None:
                     return value
             else:
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
                 delay = min(delay * 2, _LAST_POLL_SECONDS)
+        return None
 
     async def _load(
         self, key: str, schema: str, lease: _Lease, space: CacheSpace[M], load: Load[M]

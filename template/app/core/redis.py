@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Annotated, Any, Final, TypeVar
 
 import structlog
-from anyio import CancelScope
+from anyio import fail_after
 from fastapi import Depends
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -42,8 +42,8 @@ _FIRST_PROBE_SECONDS = 0.1
 _LAST_PROBE_SECONDS = 2.0
 _PROBE_LIFE_MILLISECONDS = 60_000
 
-# That the server cannot be used at all, unlike a command that was wrong. OSError includes the
-# time limits of asyncio; a server that is only read from or has no memory left is of no use.
+# That the server cannot be used at all, unlike a command that was wrong. OSError includes
+# TimeoutError; a server that is only read from or has no memory left is of no use.
 _OUTAGE: Final = (
     RedisConnectionError,
     RedisTimeoutError,
@@ -173,10 +173,10 @@ class RedisClient:
     async def _bounded(self, command: Command[T]) -> T:
         # A request past its deadline still has things to put right here, such as a lease to give
         # back, and a command that is cut short costs its connection. The time is limited anyway.
-        with CancelScope(shield=True):
-            async with asyncio.timeout(self._timeout):
-                result = await command(self.raw)
-        return result
+        # Not asyncio.timeout, which cancels once: redis-py calls asyncio.wait_for, which on Python
+        # 3.11 swallows a cancellation that comes just when it is done. This scope repeats it.
+        with fail_after(self._timeout, shield=True):
+            return await command(self.raw)
 
     def _open(self, error: Exception) -> None:
         self._outages += 1

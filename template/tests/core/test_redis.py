@@ -98,6 +98,23 @@ async def test_a_server_that_hangs_costs_one_timeout(
     await private_client.call(write)
 
 
+async def test_the_time_for_a_series_of_commands_is_limited_too(
+    private_client: RedisClient,
+) -> None:
+    async def go_on(client: Redis) -> None:
+        until = time.monotonic() + 5
+        while time.monotonic() < until:
+            await client.set("key", "value")
+
+    # More than once, as a cancellation can be swallowed by chance.
+    for _ in range(6):
+        start = time.monotonic()
+        with pytest.raises(RedisUnavailableError):
+            await private_client.call(go_on)
+        assert time.monotonic() - start < TIMEOUT + SLACK
+        await recovered(private_client)
+
+
 async def test_callers_that_give_up_leave_the_pool_whole(
     private_client: RedisClient, private_redis: ValkeyServer
 ) -> None:
