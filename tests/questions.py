@@ -115,6 +115,28 @@ BAD_ANSWERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"check_answers": False}, "check_answers: is not a question of this template"),
 )
 
+# What an update must refuse: the first answer, the other one, and what is said.
+CHANGED_ANSWERS: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
+    (
+        {"project_slug": "shop"},
+        {"project_slug": "store"},
+        "project_slug: cannot change after the first copy, because databases and images bear it; "
+        "it stays shop",
+    ),
+    (
+        {"database": "postgresql"},
+        {"database": "sqlite"},
+        "database: cannot change after the first copy, because the migrations are written for it; "
+        "it stays postgresql",
+    ),
+    (
+        {"database": "sqlite"},
+        {"database": "postgresql", "include_example": False},
+        "database: cannot change after the first copy, because the migrations are written for it; "
+        "it stays sqlite",
+    ),
+)
+
 
 def refusal(template: Path, answers: dict[str, Any], folder: Path | None = None) -> str:
     """What Copier says when it is given these answers as data."""

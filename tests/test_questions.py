@@ -9,8 +9,9 @@ import yaml
 from copier._main import Worker
 from copier._user_data import AnswersMap, Question
 
-from tests.questions import BAD_ANSWERS, GOOD_ANSWERS, LONG, refusal
-from tests.rendering import Renderer, question_names
+from tests.questions import BAD_ANSWERS, CHANGED_ANSWERS, GOOD_ANSWERS, LONG, refusal
+from tests.rendering import Renderer, fast_copier, question_names
+from tests.snapshot import read_tree
 
 
 @pytest.mark.parametrize(("answers", "message"), BAD_ANSWERS, ids=lambda value: ascii(value)[:60])
@@ -82,11 +83,23 @@ def test_a_misspelled_answer_is_refused_by_the_harness(renderer: Renderer) -> No
         renderer.render({"projct_name": "Shop"})
 
 
-def test_the_slug_cannot_change_after_the_first_copy(template: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("first", "changed", "message"), CHANGED_ANSWERS)
+def test_some_answers_cannot_change_after_the_first_copy(
+    template: Path, tmp_path: Path, first: dict[str, Any], changed: dict[str, Any], message: str
+) -> None:
     service = tmp_path / "service"
-    copier.run_copy(
-        str(template), service, data={"project_slug": "shop"}, defaults=True, quiet=True
-    )
-    said = refusal(template, {"project_slug": "store"}, folder=service)
-    assert "project_slug: cannot change after the first copy" in said
-    assert "it stays shop" in said
+    with fast_copier():
+        copier.run_copy(str(template), service, data=first, defaults=True, quiet=True)
+    before = read_tree(service)
+    said = refusal(template, changed, folder=service)
+    assert message in said
+    assert "\n" not in said
+    assert read_tree(service) == before
+
+
+def test_an_answer_that_cannot_change_is_not_asked_again(template: Path) -> None:
+    config = yaml.safe_load((template / "copier.yml").read_text())
+    for _, changed, message in CHANGED_ANSWERS:
+        name = message.partition(":")[0]
+        assert name in changed
+        assert config[name]["ask"] == f"{{{{ {name} is undefined }}}}"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter
 
+from app.core.background import BackgroundRunner
+from app.core.database import Database
 from app.core.events import EventBus
 
 # Behind the guard of app/api.py and the API's default rate limit.
@@ -15,3 +17,7 @@ PUBLIC_ROUTERS: Sequence[APIRouter] = ()
 
 def subscribe(events: EventBus) -> None:
     """Subscribe your domains to events: `events.subscribe(BookLent, handler)`."""
+
+
+def start_periodic(background: BackgroundRunner, database: Database) -> None:
+    """Start your domains' periodic jobs: `background.every(60, "remind", job)`."""

@@ -27,6 +27,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # A public schema is a map of the attack surface.
         openapi_url=None if settings.is_production else "/openapi.json",
         redoc_url=None,
+        # The redirect would lead to whatever host the client has named.
+        redirect_slashes=False,
     )
     include_routers(app)
     install_error_handlers(app)

@@ -36,6 +36,16 @@ async def test_production_asks_browsers_for_https(make_app: MakeApp, connect: Co
         assert "strict-transport-security" not in (await client.get("/health/live")).headers
 
 
+async def test_a_slash_too_many_is_a_404_and_no_redirect(
+    make_app: MakeApp, connect: Connect
+) -> None:
+    async with connect(make_app()) as client:
+        response = await client.get("/health/live/", headers={"Host": "evil.example.com"})
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "location" not in response.headers
+
+
 def test_every_operation_documents_its_errors_as_problems(app: FastAPI) -> None:
     schema = app.openapi()
     for path, operations in schema["paths"].items():

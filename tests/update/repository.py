@@ -1,4 +1,4 @@
-"""A git repository of the template with its releases tagged and the working tree on top."""
+"""A git repository of the template: its releases, the working tree, and a release to come."""
 
 import re
 import shutil
@@ -11,6 +11,7 @@ import pytest
 
 from tests.rendering import fast_copier
 from tests.snapshot import ROOT, copy_template
+from tests.update.next_release import make_next_release
 
 RELEASE_HEADING = re.compile(r"^## \[(\d+\.\d+\.\d+)\]", re.MULTILINE)
 # What the newest commit is called as long as there is no release.
@@ -18,7 +19,11 @@ UNRELEASED = "0.0.1"
 
 
 class TemplateRepository:
-    """Every release that there was, and `head`: a release made of the working tree."""
+    """Every release that there was, `head`, made of the working tree, and `next`, made up.
+
+    `next` makes sure that there is something to update to: right after a release, or as long as
+    there is none, the releases hold what the working tree holds.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Make the repository in `folder`, which must not exist."""
@@ -27,6 +32,8 @@ class TemplateRepository:
         run_git(ROOT, "clone", "--quiet", "--no-tags", ".", str(folder))
         self.releases = self._tag_releases()
         self.head = self._commit_working_tree()
+        self.next = self._commit_next_release()
+        self.steps = (*((release, self.head) for release in self.releases), (self.head, self.next))
 
     def copy(self, version: str, destination: Path, **answers: Any) -> Path:
         """Render a release as a service in a git repository of its own, all committed."""
@@ -71,6 +78,16 @@ class TemplateRepository:
         version = max(new, key=_sort_key) if new else f"{major}.{minor}.{patch + 1}"
         commit(self.folder, "The working tree")
         run_git(self.folder, "tag", version)
+        return version
+
+    def _commit_next_release(self) -> str:
+        make_next_release(self.folder)
+        major, minor, patch = _sort_key(self.head)
+        version = f"{major}.{minor}.{patch + 1}"
+        commit(self.folder, "What may come next")
+        run_git(self.folder, "tag", version)
+        # Who clones the repository goes on from the working tree.
+        run_git(self.folder, "reset", "--quiet", "--hard", self.head)
         return version
 
 

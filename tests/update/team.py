@@ -7,6 +7,7 @@ from typing import Any
 import copier
 
 from tests.rendering import fast_copier
+from tests.update.next_release import replace
 from tests.update.repository import commit, run_git
 
 DOMAIN = {
@@ -37,13 +38,24 @@ from sqlalchemy import func, select
 from app.billing.models import Invoice
 from app.core.database import ReadSessionDep
 
-router = APIRouter(prefix="/api/v1/invoices", tags=["invoices"])
+router = APIRouter(prefix="/api/v1/invoices", tags=["billing"])
 
 
 @router.get("/count")
 async def count_invoices(session: ReadSessionDep) -> int:
     """How many invoices there are."""
     return await session.scalar(select(func.count()).select_from(Invoice)) or 0
+''',
+    "bank.py": '''"""What the bank calls."""
+
+from fastapi import APIRouter
+
+router = APIRouter(prefix="/bank", tags=["billing"])
+
+
+@router.post("/notifications", status_code=204)
+async def notify() -> None:
+    """Take notice of a payment."""
 ''',
 }
 
@@ -55,6 +67,12 @@ import httpx2
 async def test_there_are_no_invoices_yet(client: httpx2.AsyncClient) -> None:
     response = await client.get("/api/v1/invoices/count")
     assert (response.status_code, response.json()) == (200, 0)
+
+
+async def test_the_bank_is_not_rate_limited(client: httpx2.AsyncClient) -> None:
+    response = await client.post("/bank/notifications")
+    assert response.status_code == 204
+    assert "RateLimit-Limit" not in response.headers
 '''
 
 MIGRATION = '''"""Invoices."""
@@ -81,21 +99,59 @@ def downgrade() -> None:
     op.drop_table("invoices")
 '''
 
-# Files of the template that a team is expected to write in: what is replaced, and by what.
+# Files of the template that a team writes in: what is replaced, and by what.
 EDITS = {
     "app/domains.py": (
         (
-            "from app.core.events import EventBus\n",
-            "from app.billing.router import router as billing_router\n"
-            "from app.core.events import EventBus\n",
+            "from fastapi import APIRouter\n\n",
+            "from fastapi import APIRouter\n\n"
+            "from app.billing.router import router as billing_router\n",
         ),
         (
             "PROTECTED_ROUTERS: Sequence[APIRouter] = ()",
             "PROTECTED_ROUTERS: Sequence[APIRouter] = (billing_router,)",
         ),
     ),
+    # What is mounted in app/domains.py is rate-limited; a bank's notifications must not be.
+    "app/api.py": (
+        (
+            "from app import domains\n",
+            "from app import domains\nfrom app.billing.bank import router as bank_router\n",
+        ),
+        (
+            "    app.include_router(health_router)\n",
+            "    app.include_router(health_router)\n    app.include_router(bank_router)\n",
+        ),
+    ),
+    "app/core/http_stack.py": (
+        ('    "X-Request-ID",\n', '    "X-Billing",\n    "X-Request-ID",\n'),
+    ),
     "app/settings.py": (("    APP_NAME: ", '    BILLING_CURRENCY: str = "EUR"\n    APP_NAME: '),),
-    "pyproject.toml": (("dependencies = [\n", 'dependencies = [\n  "idna>=3,<4",\n'),),
+    ".env.example": (
+        (
+            "# Calls to other services: ",
+            "# What invoices are written in.\nBILLING_CURRENCY=EUR\n\n# Calls to other services: ",
+        ),
+    ),
+    "pyproject.toml": (('  "orjson>=', '  "idna>=3,<4",\n  "orjson>='),),
+    "README.md": (
+        (
+            "| `GET /health/live` |",
+            "| `GET /api/v1/invoices/count` | how many there are |\n| `GET /health/live` |",
+        ),
+    ),
+}
+EXAMPLE_EDITS = {
+    "app/orders/exceptions.py": (
+        (
+            "class OrderNotCancellableError(",
+            "class OrderInvoicedError(ConflictError):\n"
+            '    """There is an invoice for the order already."""\n\n'
+            '    code = "order-invoiced"\n'
+            '    title = "Order was invoiced"\n\n\n'
+            "class OrderNotCancellableError(",
+        ),
+    ),
 }
 README_SECTION = "\n## Billing\n\nThe finance team owns `app/billing`.\n"
 ENVIRONMENT = "APP_NAME=From the team\nBILLING_CURRENCY=CHF\n"
@@ -109,7 +165,9 @@ def change_as_a_team(service: Path) -> dict[str, list[str]]:
     Returns:
         The lines that the team wrote, by file: what no update may lose.
     """
-    before = {name: (service / name).read_text() for name in EDITS}
+    has_example = (service / "app" / "orders").exists()
+    edits = {**EDITS, **(EXAMPLE_EDITS if has_example else {})}
+    before = {name: (service / name).read_text().splitlines() for name in edits}
     for name, text in DOMAIN.items():
         _write(service / "app" / "billing" / name, text)
     _write(service / "tests" / "billing" / "__init__.py", "")
@@ -120,37 +178,32 @@ def change_as_a_team(service: Path) -> dict[str, list[str]]:
     assert head is not None, f"{seed.name} has no revision"
     seed.rename(versions / "2026_first.py")
     _write(versions / "0002_invoices.py", MIGRATION.format(head=head[1]))
-    for name, replacements in EDITS.items():
-        text = before[name]
-        for old, new in replacements:
-            assert text.count(old) == 1, f"{name} holds {old!r} {text.count(old)} times"
-            text = text.replace(old, new)
-        _write(service / name, text)
+    for name, replacements in edits.items():
+        replace(service / name, replacements)
     with (service / "README.md").open("a") as readme:
         readme.write(README_SECTION)
     _write(service / ".env", ENVIRONMENT)
     (service / DELETED).unlink()
     commit(service, "Write invoices")
     written = {
-        name: [
-            line
-            for line in (service / name).read_text().splitlines()
-            if line not in set(before[name].splitlines())
-        ]
-        for name in EDITS
+        name: [line for line in (service / name).read_text().splitlines() if line not in lines]
+        for name, lines in before.items()
     }
-    return {
-        **written,
-        "README.md": README_SECTION.strip().splitlines(),
-        ".env": ENVIRONMENT.splitlines(),
-    }
+    assert all(written.values()), "the team wrote nothing in one of the files"
+    return {**written, ".env": ENVIRONMENT.splitlines()}
 
 
-def update(service: Path, **answers: Any) -> None:
-    """Update a service to the newest release, without trust, and commit the result."""
+def update(service: Path, version: str | None = None, **answers: Any) -> None:
+    """Update a service to a release, or to the newest, without trust and without a commit."""
     with fast_copier():
         copier.run_update(
-            service, data=answers, defaults=True, overwrite=True, quiet=True, unsafe=False
+            service,
+            data=answers,
+            defaults=True,
+            overwrite=True,
+            quiet=True,
+            unsafe=False,
+            vcs_ref=version,
         )
 
 

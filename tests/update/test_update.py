@@ -1,15 +1,30 @@
-"""Every release can be updated to the working tree, and nothing that a team wrote is lost."""
+"""Updates to the working tree, and from it to a release to come, lose nothing of a team's."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.combinations import COMBINATIONS, Combination, parse_combination
+from tests.combinations import (
+    COMBINATIONS,
+    DATABASES,
+    SWITCHES,
+    Combination,
+    parse_combination,
+)
 from tests.service import Service
 from tests.snapshot import read_tree
+from tests.update.next_release import ADDED, CHANGED
+from tests.update.next_release import DELETED as GONE
 from tests.update.repository import TemplateRepository, commit, run_git
-from tests.update.team import DELETED, change_as_a_team, conflicts, update
+from tests.update.team import (
+    DELETED,
+    EDITS,
+    EXAMPLE_EDITS,
+    change_as_a_team,
+    conflicts,
+    update,
+)
 
 MIGRATIONS = "migrations/versions/"
 
@@ -20,46 +35,79 @@ def tree(service: Path) -> dict[str, bytes]:
     return {k: v for k, v in files.items() if not k.startswith((".git/", MIGRATIONS))}
 
 
-@pytest.mark.parametrize("database", ["postgresql", "sqlite"])
+@pytest.mark.parametrize("database", DATABASES)
 def test_an_untouched_service_becomes_a_fresh_copy(
     repository: TemplateRepository, tmp_path: Path, database: str
 ) -> None:
-    fresh = repository.copy(repository.head, tmp_path / "fresh", database=database)
-    for release in repository.releases:
-        service = repository.copy(release, tmp_path / release, database=database)
-        update(service)
-        assert tree(service) == tree(fresh), release
+    for old, new in repository.steps:
+        fresh = repository.copy(new, tmp_path / f"fresh-{old}", database=database)
+        service = repository.copy(old, tmp_path / old, database=database)
+        update(service, new)
+        assert tree(service) == tree(fresh), old
 
 
-def test_a_changed_service_keeps_every_line_of_its_team(
+def test_the_next_release_changes_adds_and_deletes_files(
     repository: TemplateRepository, tmp_path: Path
 ) -> None:
-    for release in repository.releases:
-        service = repository.copy(release, tmp_path / release)
+    """The other tests would say nothing if there were nothing to update."""
+    before = tree(repository.copy(repository.head, tmp_path / "before"))
+    after = tree(repository.copy(repository.next, tmp_path / "after"))
+    changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+    assert changed >= {*(EDITS.keys() & next_release_renders()), *EXAMPLE_EDITS, "pyproject.toml"}
+    assert after.keys() - before.keys() == set(ADDED)
+    assert before.keys() - after.keys() == set(GONE)
+
+
+def next_release_renders() -> set[str]:
+    """The files of a service that are made of one that the next release changes."""
+    return {name.removeprefix("template/").removesuffix(".jinja") for name in CHANGED}
+
+
+# Each database, with and without the example, in half of the time that all combinations take.
+@pytest.mark.parametrize("name", ["postgresql+example", "sqlite"])
+def test_a_changed_service_keeps_every_line_of_its_team(
+    repository: TemplateRepository, tmp_path: Path, name: str
+) -> None:
+    start = parse_combination(name)
+    for old, new in repository.steps:
+        service = repository.copy(old, tmp_path / old, **start.answers)
         written = change_as_a_team(service)
         before = read_tree(service)
-        update(service)
-        assert conflicts(service) == [], release
-        for name, lines in written.items():
-            kept = (service / name).read_text().splitlines()
-            assert [line for line in lines if line not in kept] == [], f"{release}: {name}"
+        update(service, new)
+        assert conflicts(service) == [], old
+        for path, lines in written.items():
+            kept = (service / path).read_text().splitlines()
+            assert [line for line in lines if line not in kept] == [], f"{old}: {path}"
         after = read_tree(service)
         own = ("app/billing/", "tests/billing/", MIGRATIONS)
         assert {k: v for k, v in after.items() if k.startswith(own)} == {
             k: v for k, v in before.items() if k.startswith(own)
-        }, release
-        assert not (service / DELETED).exists(), release
+        }, old
+        # The same as if the team had started from the new release: all of both sides is there.
+        fresh = repository.copy(new, tmp_path / f"fresh-{old}", **start.answers)
+        change_as_a_team(fresh)
+        assert tree(service) == tree(fresh), old
+        assert not (service / DELETED).exists(), old
 
 
 def test_a_changed_service_passes_its_own_tests_after_the_update(
     repository: TemplateRepository, folder: Path, workers: int
 ) -> None:
-    for release in repository.releases:
-        service = repository.copy(release, folder / f"updated-{release}")
-        change_as_a_team(service)
-        update(service)
-        how = "uv run pytest -n0 tests/update -k own_tests # renders, changes and updates a service"
-        assert Service(service, how).run_suite(workers).passed
+    """One step, one combination (the quickest with the example), and not the whole suite.
+
+    That runs for every combination in tests/test_combination.py; here it is what the team and the
+    release have changed, the migrations, the API's description and the settings.
+    """
+    changed = repository.copy(repository.head, folder / "updated", database="sqlite")
+    change_as_a_team(changed)
+    update(changed, repository.next)
+    how = "uv run pytest -n0 tests/update -k own_tests # renders, changes and updates a service"
+    service = Service(changed, how)
+    service.run(["python", "-m", "devtools.openapi"])
+    status = run_git(changed, "status", "--porcelain", "--untracked-files", "--", "*/openapi.json")
+    assert status == "?? tests/billing/openapi.json\n", "the API of the others is what it was"
+    chosen = "billing or migrations or openapi or env_example or settings or orders or pagination"
+    service.run(["pytest", "-n", str(workers), "-q", "-k", chosen])
 
 
 def test_the_example_can_be_switched_off_and_on_again(
@@ -68,33 +116,35 @@ def test_the_example_can_be_switched_off_and_on_again(
     service = repository.copy(repository.head, tmp_path / "service")
     change_as_a_team(service)
     before = tree(service)
-    update(service, include_example=False)
+    update(service, repository.head, include_example=False)
     assert conflicts(service) == []
     assert not (service / "app" / "orders").exists()
     commit(service, "Do without the example")
-    update(service, include_example=True)
+    update(service, repository.head, include_example=True)
     assert conflicts(service) == []
-    assert tree(service) == before
+    # What the team wrote into the example is in its history; the template's version came back.
+    fresh = tree(repository.copy(repository.head, tmp_path / "fresh"))
+    assert tree(service) == {**before, **{name: fresh[name] for name in EXAMPLE_EDITS}}
 
 
 @pytest.mark.parametrize("switched", COMBINATIONS, ids=str)
-def test_any_combination_can_be_reached_by_an_update(
+def test_any_combination_of_switches_can_be_reached_by_an_update(
     repository: TemplateRepository, tmp_path: Path, switched: Combination
 ) -> None:
-    start = parse_combination("postgresql+example")
+    start = Combination(switched.database, frozenset(switch.word for switch in SWITCHES))
     service = repository.copy(repository.head, tmp_path / "service", **start.answers)
-    fresh = repository.copy(repository.head, tmp_path / "fresh", **switched.answers)
-    update(service, **switched.answers)
+    fresh = repository.copy(repository.next, tmp_path / "fresh", **switched.answers)
+    update(service, repository.next, **switched.answers)
     assert tree(service) == tree(fresh)
 
 
 def test_a_deleted_first_revision_does_not_come_back(
     repository: TemplateRepository, tmp_path: Path
 ) -> None:
-    service = repository.copy(repository.releases[0], tmp_path / "service")
+    service = repository.copy(repository.head, tmp_path / "service")
     run_git(service, "rm", "-r", "--quiet", MIGRATIONS)
     commit(service, "Write our own history")
-    update(service)
+    update(service, repository.next)
     assert not (service / MIGRATIONS).exists()
 
 
@@ -104,9 +154,9 @@ def test_the_answers_survive_an_update(
     stored_answers: Callable[[Path], dict[str, object]],
 ) -> None:
     given = {"project_name": "Shop", "project_slug": "my-shop", "author_name": "Zoë O'Neill"}
-    service = repository.copy(repository.releases[0], tmp_path / "service", **given)
+    service = repository.copy(repository.head, tmp_path / "service", **given)
     before = stored_answers(service)
-    update(service)
+    update(service, repository.next)
     after = stored_answers(service)
-    assert after["_commit"] == repository.head
+    assert after["_commit"] == repository.next
     assert {**after, "_commit": before["_commit"]} == before

@@ -11,6 +11,7 @@ from typing import Self
 import anyio
 import structlog
 
+from app.core.deadline import leave_deadline
 from app.core.settings import AppSettings
 
 Job = Callable[[], Awaitable[object]]
@@ -50,12 +51,18 @@ class BackgroundRunner:
         self._closed = False
         self._lost: list[str] = []
 
-    def spawn(self, name: str, job: Job) -> None:
+    @property
+    def stopping(self) -> bool:
+        """Whether exit has begun."""
+        return self._stopping.is_set()
+
+    def spawn(self, name: str, job: Job, *, after: float = 0) -> None:
         """Run `job` soon, with the caller's context variables; its errors are logged.
 
         Args:
             name: What the logs call it; not unique.
             job: Called without arguments when its turn has come.
+            after: How many seconds to wait before it lines up; the beginning of exit ends the wait.
 
         Raises:
             RunnerClosedError: the runner has finished draining.
@@ -63,13 +70,18 @@ class BackgroundRunner:
         if self._closed:
             logger.error("background_task_refused", task=name)
             raise RunnerClosedError(name)
-        self._start(name, partial(self._run_in_turn, name, job))
+        # Decided here: the task itself may start only after exit has begun.
+        wait: Job | None = None
+        if after:
+            wait = partial(anyio.sleep if self.stopping else self._stops_within, after)
+        self._start(name, partial(self._run_in_turn, name, job, wait))
 
     def every(self, seconds: float, name: str, job: Job) -> None:
         """Run `job` about every `seconds`, give or take a tenth, until exit begins.
 
         Runs of one job never overlap, and a failed run does not end the series. The first comes
-        at a random moment within the first period, so that replicas do not run in step.
+        at a random moment within the first period, so that replicas do not run in step, and not
+        at once, so that a process that has just started answers first.
 
         Raises:
             RunnerClosedError: the runner has finished draining.
@@ -112,18 +124,21 @@ class BackgroundRunner:
         task.add_done_callback(self._tasks.pop)
 
     async def _guard(self, name: str, work: Job, scope: anyio.CancelScope) -> None:
+        leave_deadline()
         # A scope, unlike Task.cancel(), respects the shield around a COMMIT.
         with scope:
             await work()
         if scope.cancelled_caught:
             self._lost.append(name)
 
-    async def _run_in_turn(self, name: str, job: Job) -> None:
+    async def _run_in_turn(self, name: str, job: Job, wait: Job | None) -> None:
+        if wait:
+            await wait()
         async with self._slots:
             await self._run(name, job)
 
     async def _run_periodically(self, seconds: float, name: str, job: Job) -> None:
-        delay = seconds * random.random()
+        delay = seconds * random.uniform(_JITTER, 1)
         while not await self._stops_within(delay):
             await self._run(name, job)
             delay = seconds * random.uniform(1 - _JITTER, 1 + _JITTER)

@@ -1,11 +1,10 @@
 """Events: recorded on the session by the code that writes, handed to subscribers after commit."""
 
-import asyncio
 import random
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import structlog
@@ -17,8 +16,12 @@ from sqlalchemy.orm import Session, SessionTransaction
 from app.core.background import BackgroundRunner
 
 _INFO_KEY = "recorded_events"
-_ATTEMPTS = 5
 _FIRST_DELAY_SECONDS = 0.1
+_LONGEST_DELAY_SECONDS = 10.0
+# Long enough for a database to be restarted or to fail over.
+_PATIENCE_SECONDS = 300.0
+# Exit is not held up for that long: about 3 s.
+_ATTEMPTS_AT_EXIT = 5
 
 logger = structlog.get_logger(__name__)
 
@@ -93,7 +96,7 @@ class EventBus:
         """Have `handler` called for each committed event of exactly this type.
 
         It gets a session of its own, whose transaction commits when it returns. Temporary
-        database failures repeat it a few times, so it must be safe to repeat.
+        database failures repeat it for about five minutes, so it must be safe to repeat.
         """
         self._handlers[event_type].append(handler)
 
@@ -146,30 +149,63 @@ class EventBus:
         """
         for event in events:
             for handler in self._handlers.get(type(event), ()):
-                deliver = partial(_deliver, event, handler, open_transaction, is_transient)
-                self._background.spawn(f"{event.name}:{_name(handler)}", deliver)
+                delivery = _Delivery(
+                    self._background, event, handler, open_transaction, is_transient
+                )
+                delivery.schedule()
 
 
-async def _deliver(
-    event: Event,
-    handler: Handler[Any],
-    open_transaction: OpenTransaction,
-    is_transient: Callable[[BaseException], bool],
-) -> None:
-    for attempt in range(1, _ATTEMPTS + 1):
+class _Delivery:
+    """One event on its way to one handler."""
+
+    def __init__(
+        self,
+        background: BackgroundRunner,
+        event: Event,
+        handler: Handler[Any],
+        open_transaction: OpenTransaction,
+        is_transient: Callable[[BaseException], bool],
+    ) -> None:
+        self._background = background
+        self._event = event
+        self._handler = handler
+        self._open_transaction = open_transaction
+        self._is_transient = is_transient
+        self._attempts = 0
+        self._give_up_at = time.monotonic() + _PATIENCE_SECONDS
+
+    def schedule(self, after: float = 0) -> None:
+        name = f"{self._event.name}:{_name(self._handler)}"
+        self._background.spawn(name, self._attempt, after=after)
+
+    async def _attempt(self) -> None:
+        self._attempts += 1
         try:
-            async with open_transaction() as session:
-                await handler(event, session)
+            async with self._open_transaction() as session:
+                await self._handler(self._event, session)
         except Exception as error:
-            log = logger.bind(event_name=event.name, handler=_name(handler), attempt=attempt)
-            if attempt == _ATTEMPTS or not is_transient(error):
+            log = logger.bind(
+                event_name=self._event.name,
+                handler=_name(self._handler),
+                attempt=self._attempts,
+            )
+            if not self._is_transient(error) or self._is_out_of_patience():
                 log.exception("event_handler_failed")
                 return
             log.warning("event_handler_retried", error=type(error).__name__)
-        else:
-            return
-        # Exponential backoff with jitter, so that the handlers do not all come back at once.
-        await asyncio.sleep(_FIRST_DELAY_SECONDS * 2**attempt * random.uniform(0.5, 1))
+            # A task of its own: while it waits, others have their turn.
+            self.schedule(after=self._delay())
+
+    def _is_out_of_patience(self) -> bool:
+        if self._background.stopping and self._attempts >= _ATTEMPTS_AT_EXIT:
+            return True
+        return time.monotonic() >= self._give_up_at
+
+    def _delay(self) -> float:
+        # The exponent is bounded, as a float's range is.
+        doubled = _FIRST_DELAY_SECONDS * 2.0 ** min(self._attempts, 30)
+        # Jitter, so that the handlers do not all come back at once.
+        return min(doubled, _LONGEST_DELAY_SECONDS) * random.uniform(0.5, 1)
 
 
 def _name(handler: Callable[..., Any]) -> str:

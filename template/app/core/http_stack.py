@@ -1,4 +1,4 @@
-"""What stands around the routes, in order: proxies, size limit, request, hosts, CORS, gzip."""
+"""What stands around the routes, in order: proxies, size limit, request, CORS, hosts, gzip."""
 
 import re
 from functools import partial
@@ -57,10 +57,10 @@ def install_http_stack(app: FastAPI, settings: HttpSettings, *, https_only: bool
     )
     # The last one added is the outermost.
     app.add_middleware(GZipMiddleware, minimum_size=_GZIP_MINIMUM_BYTES, compresslevel=_GZIP_LEVEL)
-    if settings.ALLOWED_ORIGINS:
-        app.add_middleware(cors)
     if "*" not in settings.TRUSTED_HOSTS:
         app.add_middleware(_TrustedHosts, hosts=settings.TRUSTED_HOSTS)
+    if settings.ALLOWED_ORIGINS:
+        app.add_middleware(cors)
     app.add_middleware(
         RequestMiddleware,
         timeout_seconds=settings.REQUEST_TIMEOUT_SECONDS,

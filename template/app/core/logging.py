@@ -19,6 +19,11 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 # One list for good, changed in place: loggers keep a reference to it when they are first used.
 _PROCESSORS: list[Processor] = []
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))}
+_TEXT = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
+# Written by code, over several lines at times.
+_MULTILINE = frozenset({"event", "stack"})
+
 
 class LoggingSettings(Section):
     """What is logged."""
@@ -37,6 +42,10 @@ class ProcessSettings(Protocol):
     @property
     def LOG_LEVEL(self) -> LogLevel:  # noqa: N802
         """The least severe level to log."""
+
+    @property
+    def DEBUG(self) -> bool:  # noqa: N802
+        """Whether to log every SQL statement."""
 
     @property
     def is_production(self) -> bool:
@@ -72,6 +81,9 @@ def configure_logging(settings: ProcessSettings) -> None:
     root.setLevel(level)
     # Its line for every call repeats whole URLs, and those may hold credentials.
     logging.getLogger("httpx2").setLevel(max(level, logging.WARNING))
+    # Engines look at this when they are created.
+    statements = logging.getLogger("sqlalchemy.engine.Engine")
+    statements.setLevel(logging.INFO if settings.DEBUG else logging.WARNING)
     logging.captureWarnings(capture=True)
     _take_over_uvicorn()
 
@@ -82,12 +94,21 @@ def _json_renderers() -> list[Processor]:
 
 def _console_renderers() -> list[Processor]:
     return [
+        _escape_controls,
         structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(),
             # The default prints local variables, which hold what must not be logged.
             exception_formatter=structlog.dev.plain_traceback,
-        )
+        ),
     ]
+
+
+def _escape_controls(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    # A path may hold what moves a terminal's cursor or ends the line; JSON escapes it anyway.
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = value.translate(_TEXT if name in _MULTILINE else _CONTROLS)
+    return event
 
 
 def _render_json(_: Any, __: str, event: MutableMapping[str, Any]) -> bytes:

@@ -9,8 +9,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.core.database import is_unavailable
+from app.core.deadline import deadline
 from app.core.errors import AppError, ServiceUnavailableError, error_response
 from app.core.exchange import Exchange
+from app.core.handshake import Handshake
 from app.core.problems import problem_response
 from app.core.security_headers import SecurityHeaders
 
@@ -45,6 +47,9 @@ class RequestMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""
+        if scope["type"] == "websocket":
+            await self._shake_hands(Handshake(scope, receive, send, self._headers), receive)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -58,11 +63,19 @@ class RequestMiddleware:
             exchange.log()
             structlog.contextvars.clear_contextvars()
 
+    async def _shake_hands(self, handshake: Handshake, receive: Receive) -> None:
+        structlog.contextvars.clear_contextvars()
+        structlog.contextvars.bind_contextvars(request_id=handshake.request_id)
+        try:
+            await self._app(handshake.scope, receive, handshake.send)
+        finally:
+            structlog.contextvars.clear_contextvars()
+
     async def _answer(self, exchange: Exchange) -> None:
         failure: Exception | None = None
         try:
-            # anyio's scope leaves shielded work alone: a commit that has begun is finished.
-            with anyio.move_on_after(self._timeout_seconds) as exchange.deadline:
+            # A commit that has begun is finished, and answered as what it is.
+            with deadline(self._timeout_seconds) as exchange.deadline:
                 await self._app(exchange.scope, exchange.receive, exchange.send)
         except anyio.get_cancelled_exc_class():
             # The server stops and has no more patience with this request.

@@ -52,7 +52,7 @@ class AppSettings(Section):
 
     ENVIRONMENT: Environment = Environment.DEVELOPMENT
     APP_NAME: str = Field(default="app", min_length=1)
-    DEBUG: bool = False
+    DEBUG: bool = Field(default=False, description="Log every SQL statement.")
     SHUTDOWN_TIMEOUT_SECONDS: float = Field(
         default=30, gt=0, le=3600, description="How long work in flight may take to finish at exit."
     )
@@ -72,4 +72,4 @@ class AppSettings(Section):
     def production_problems(self) -> Iterator[str]:
         yield from super().production_problems()
         if self.DEBUG:
-            yield "DEBUG: must be off in production; it shows internals to clients"
+            yield "DEBUG: must be off in production; it logs every SQL statement"

@@ -1,6 +1,7 @@
 """The time between a termination signal and the server's own shutdown, in which load moves away."""
 
 import asyncio
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +27,9 @@ def drain_on_sigterm(settings: AppSettings, callback: Callable[[], None]) -> Ite
     held back. A second signal ends the drain at once; whatever follows goes straight to the
     server, which for a further SIGINT stops waiting for requests.
 
+    The server's patience with requests in flight is `SHUTDOWN_TIMEOUT_SECONDS`, too, unless it was
+    started with one of its own: uvicorn's default is to wait for ever.
+
     Enter it in the event loop, after the server has installed its handlers (uvicorn does so
     before the lifespan). Where there is none, or outside the main thread, nothing happens.
     """
@@ -40,6 +44,8 @@ def drain_on_sigterm(settings: AppSettings, callback: Callable[[], None]) -> Ite
         yield
         return
 
+    for handler in server_handlers.values():
+        _bound_patience(handler, settings.SHUTDOWN_TIMEOUT_SECONDS)
     drain = _Drain(settings.SHUTDOWN_DRAIN_SECONDS, callback, server_handlers)
     for number in server_handlers:
         signal.signal(number, drain.on_signal)
@@ -51,6 +57,13 @@ def drain_on_sigterm(settings: AppSettings, callback: Callable[[], None]) -> Ite
             # Someone who came later is left alone. Bound methods are compared by ==.
             if signal.getsignal(number) == drain.on_signal:
                 signal.signal(number, handler)
+
+
+def _bound_patience(handler: _Handler, seconds: float) -> None:
+    # uvicorn's handler is a method of its server, which reads this when it shuts down.
+    config = getattr(getattr(handler, "__self__", None), "config", None)
+    if config is not None and getattr(config, "timeout_graceful_shutdown", 0) is None:
+        config.timeout_graceful_shutdown = math.ceil(seconds)
 
 
 class _Drain:

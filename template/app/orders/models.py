@@ -63,6 +63,8 @@ class Order(Base):
     __table_args__ = (
         # Serves the keyset query: one owner's orders by id.
         Index(None, "owner_id", "id"),
+        # Serves the sweep for orders that were left behind.
+        Index(None, "status", "id"),
         CheckConstraint("total >= 0", name="total_not_negative"),
     )
 

@@ -1,5 +1,7 @@
 """Every query on orders."""
 
+from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import select
@@ -7,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.core.pagination import PageParams, Slice, fetch_slice
-from app.orders.models import Order
+from app.orders.models import Order, OrderStatus
 
 
 class OrderRepository:
@@ -47,8 +49,28 @@ class AnyOwnerOrderRepository:
     def __init__(self, session: AsyncSession) -> None:
         self._session = session
 
-    async def get_locked(self, order_id: UUID) -> Order | None:
-        """Return the order without its lines; nobody else changes it until the transaction ends."""
+    async def get_locked(self, order_id: UUID, *, skip_locked: bool = False) -> Order | None:
+        """Return the order without its lines; nobody else changes it until the transaction ends.
+
+        Args:
+            order_id: Which order.
+            skip_locked: Return `None`, rather than wait, when somebody is changing it right now.
+        """
         return await self._session.scalar(
-            select(Order).where(Order.id == order_id).with_for_update()
+            select(Order).where(Order.id == order_id).with_for_update(skip_locked=skip_locked)
         )
+
+    async def list_placed(
+        self, *, before: datetime, after_id: UUID | None, limit: int
+    ) -> Sequence[Order]:
+        """Return orders with their lines that have been placed before then and still are."""
+        query = (
+            select(Order)
+            .where(Order.status == OrderStatus.PLACED, Order.created_at < before)
+            .options(selectinload(Order.lines))
+            .order_by(Order.id)
+            .limit(limit)
+        )
+        if after_id is not None:
+            query = query.where(Order.id > after_id)
+        return (await self._session.scalars(query)).all()

@@ -1,6 +1,6 @@
 """The rules of orders: placing, reading, cancelling and confirming them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -53,15 +53,7 @@ class OrderService:
             updated_at=now,
         )
         await self._orders.add(order)
-        record(
-            self._session,
-            OrderPlaced(
-                order_id=order.id,
-                owner_id=order.owner_id,
-                lines=tuple(PlacedLine.model_validate(line) for line in order.lines),
-                total=order.total,
-            ),
-        )
+        record(self._session, _placed(order))
         return order
 
     async def get(self, order_id: UUID) -> Order:
@@ -98,7 +90,8 @@ class OrderService:
         try:
             await self._orders.save()
         except StaleDataError:
-            if preconditions.if_match is not None:
+            # To "*" any version is as good as another.
+            if preconditions.if_match is not None and "*" not in preconditions.if_match:
                 raise PreconditionFailedError("The order has changed since it was read.") from None
             raise OrderNotCancellableError("The order has just been changed.") from None
         record(self._session, OrderCancelled(order_id=order.id, owner_id=order.owner_id))
@@ -112,13 +105,28 @@ class OrderConfirmation:
         self._session = session
         self._orders = AnyOwnerOrderRepository(session)
 
-    async def confirm(self, order_id: UUID, receipt: bytes) -> None:
+    async def list_left_behind(
+        self, *, age: timedelta, after_id: UUID | None, limit: int
+    ) -> list[OrderPlaced]:
+        """Return again what was placed longer than `age` ago and is still not confirmed.
+
+        Args:
+            age: How long a confirmation may take before it counts as lost.
+            after_id: The last order of the batch before.
+            limit: The size of a batch.
+        """
+        before = datetime.now(UTC) - age
+        orders = await self._orders.list_placed(before=before, after_id=after_id, limit=limit)
+        return [_placed(order) for order in orders]
+
+    async def confirm(self, order_id: UUID, receipt: bytes, *, skip_locked: bool = False) -> None:
         """Confirm an order and file its receipt.
 
         Safe to repeat: an order that is confirmed, cancelled or gone is left as it is. Waits for
-        a cancellation that is under way, as nobody is there to be answered with a conflict.
+        a cancellation that is under way, as nobody is there to be answered with a conflict;
+        with `skip_locked` it leaves such an order as well.
         """
-        order = await self._orders.get_locked(order_id)
+        order = await self._orders.get_locked(order_id, skip_locked=skip_locked)
         if order is None or order.status is not OrderStatus.PLACED:
             logger.info("order_left_as_it_is", order_id=str(order_id))
             return
@@ -127,3 +135,12 @@ class OrderConfirmation:
         order.receipt = receipt
         order.updated_at = datetime.now(UTC)
         record(self._session, OrderConfirmed(order_id=order.id, owner_id=order.owner_id))
+
+
+def _placed(order: Order) -> OrderPlaced:
+    return OrderPlaced(
+        order_id=order.id,
+        owner_id=order.owner_id,
+        lines=tuple(PlacedLine.model_validate(line) for line in order.lines),
+        total=order.total,
+    )

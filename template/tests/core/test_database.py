@@ -1,11 +1,13 @@
 """Units of work on a real database."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import ClassVar
 
 import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 from fastapi import FastAPI
@@ -26,6 +28,7 @@ from app.core.database import (
     is_unavailable,
     is_unique_violation,
 )
+from app.core.deadline import deadline
 from app.core.events import Event, EventBus, record
 from app.core.settings import AppSettings
 
@@ -204,6 +207,21 @@ async def test_a_deadline_does_not_interrupt_a_commit(database: Database, heard:
 
     assert scope.cancel_called
     assert await handled(heard) == [(1, 1)]
+
+
+async def test_a_commit_that_outlasts_the_deadline_ends_in_an_answer(database: Database) -> None:
+    with deadline(0.5) as scope:
+
+        @event.listens_for(database.engine.sync_engine, "commit", once=True)
+        def _(_: object) -> None:
+            time.sleep(0.6)
+
+        async with database.transaction() as session:
+            session.add(Counter(id=1))
+        await anyio.lowlevel.checkpoint()
+
+    assert not scope.cancel_called
+    assert await count(database) == 1
 
 
 async def test_past_its_deadline_a_unit_of_work_is_not_committed(database: Database) -> None:

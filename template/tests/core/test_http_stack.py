@@ -154,6 +154,15 @@ async def test_any_other_host_is_refused(host: str) -> None:
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
+async def test_a_script_may_read_that_its_host_is_refused() -> None:
+    app = build_app(router, TRUSTED_HOSTS=["api.example.com"], ALLOWED_ORIGINS=[ORIGIN])
+    async with client_of(app) as client:
+        headers = {"Host": "evil.example.com", "Origin": ORIGIN}
+        response = await client.get("/caller", headers=headers)
+    assert response.status_code == 400
+    assert response.headers["access-control-allow-origin"] == ORIGIN
+
+
 async def test_probes_may_call_by_address() -> None:
     async with client_of(build_app(router, TRUSTED_HOSTS=["api.example.com"])) as client:
         response = await client.get("/health/live", headers={"Host": "10.1.2.3:8000"})

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from app.core.logging import LoggingSettings, LogLevel, configure_logging
 from app.core.settings import AppSettings, Environment
+from tests.fixtures.application import Connect, MakeApp
 
 
 class Settings(AppSettings, LoggingSettings):
@@ -50,10 +51,19 @@ def only_line(capture: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_production_writes_one_json_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     log = configure()
     with structlog.contextvars.bound_contextvars(request_id="mine"):
-        log.info("order placed", total=3)
+        log.info("book lent", total=3)
     line = only_line(capsys)
     assert line.pop("timestamp").endswith("Z")
-    assert line == {"event": "order placed", "level": "info", "total": 3, "request_id": "mine"}
+    assert line == {"event": "book lent", "level": "info", "total": 3, "request_id": "mine"}
+
+
+@pytest.mark.parametrize("debug", [True, False])
+async def test_debugging_logs_every_statement(
+    debug: bool, make_app: MakeApp, connect: Connect, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with connect(make_app(DEBUG=debug)) as client:
+        assert (await client.get("/health/ready")).status_code == 200
+    assert ("SELECT" in capsys.readouterr().out) is debug
 
 
 def test_a_traceback_is_part_of_its_line_and_shows_no_variables(
@@ -181,13 +191,22 @@ def test_people_get_plain_text_where_there_is_no_terminal(
     try:
         fail("hunter" + "2")
     except ValueError:
-        log.exception("order failed", total=3)
+        log.exception("lending failed", total=3)
     written = capsys.readouterr().out
-    assert "order failed" in written
+    assert "lending failed" in written
     assert "total=3" in written
     assert "ValueError: 7 characters" in written
     assert "hunter2" not in written
     assert "\x1b[" not in written
+
+
+def test_what_a_client_sends_cannot_steer_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    log = configure(Environment.DEVELOPMENT)
+    log.info("first\nsecond", path="/\x1b[2J\0\n\x9bx")
+    written = capsys.readouterr().out
+    assert r"/\x1b[2J\x00\x0a\x9bx" in written
+    assert "first\nsecond" in written
+    assert not {"\x1b", "\0", "\x9b"} & set(written)
 
 
 def test_the_level_may_be_written_in_any_case() -> None:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx2
 import pytest
 import structlog
@@ -17,6 +18,8 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core.background import BackgroundRunner
+from app.core.deadline import deadline_suspended
 from app.core.errors import NotFoundError
 from app.core.logging import LoggingSettings, configure_logging
 from app.core.settings import AppSettings, Environment
@@ -75,6 +78,23 @@ async def commit(request: Request) -> None:
     with anyio.CancelScope(shield=True):
         await anyio.sleep(0.3)
         request.app.state.committed = True
+
+
+@router.get("/committed")
+async def commit_late() -> str:
+    """Commit as the database does, past the deadline, and go on as FastAPI does."""
+    with deadline_suspended(), anyio.CancelScope(shield=True):
+        await anyio.sleep(0.3)
+    await anyio.lowlevel.checkpoint()
+    return "placed"
+
+
+@router.get("/committed-and-stuck")
+async def commit_and_hang() -> None:
+    """Commit and then never come back."""
+    with deadline_suspended():
+        await anyio.lowlevel.checkpoint()
+    await anyio.sleep(60)
 
 
 @router.post("/upload")
@@ -319,6 +339,41 @@ async def test_shielded_work_is_finished_before_the_504(
 ) -> None:
     await client.get("/api/v1/shielded")
     assert service.state.committed
+
+
+async def test_what_was_committed_is_answered_although_the_time_is_up(
+    client: httpx2.AsyncClient,
+) -> None:
+    response = await client.get("/api/v1/committed")
+    assert (response.status_code, response.json()) == (200, "placed")
+
+
+async def test_after_a_commit_the_time_is_limited_again(
+    client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.deadline._ANSWER_SECONDS", 0.1)
+    response = await client.get("/api/v1/committed-and-stuck")
+    assert response.status_code == 504
+
+
+async def test_work_in_the_background_does_not_touch_the_request_s_deadline(
+    service: FastAPI, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.core.deadline._ANSWER_SECONDS", 0.0)
+
+    async def work() -> None:
+        with deadline_suspended():
+            await anyio.sleep(5)
+
+    async with BackgroundRunner(AppSettings(SHUTDOWN_TIMEOUT_SECONDS=1)) as runner:
+
+        @service.get("/spawning")
+        async def spawn() -> None:
+            runner.spawn("work", work)
+            await anyio.sleep(5)
+
+        with anyio.fail_after(2):
+            assert (await client.get("/spawning")).status_code == 504
 
 
 async def test_a_body_that_does_not_arrive_in_time_is_a_408(client: httpx2.AsyncClient) -> None:

@@ -119,6 +119,21 @@ async def test_a_request_that_outlasts_the_shutdown_is_told_to_come_back(serve: 
         assert b"x-request-id: " in answer
 
 
+async def test_without_an_argument_requests_in_flight_have_the_shutdown_timeout(
+    serve: Serve,
+) -> None:
+    async with serve(app=APP, env={"SHUTDOWN_TIMEOUT_SECONDS": "1"}) as server:
+        stream = await connect(server)
+        async with stream:
+            await stream.send(f"GET {PREFIX}/sleep HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await soon(server, event="asleep")
+            server.process.send_signal(signal.SIGTERM)
+            with anyio.fail_after(10):
+                answer = await stream.receive()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        await server.wait(10)
+
+
 async def test_the_caller_cannot_choose_their_address(serve: Serve) -> None:
     env = {"TRUSTED_PROXIES": "127.0.0.1"}
     async with (

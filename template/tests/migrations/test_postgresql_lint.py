@@ -22,6 +22,12 @@ def lint(*lines: str, header: str = "") -> list[str]:
         ("op.create_index(op.f('ix'), 'books', ['note'], unique=True)", "postgresql_concurrently"),
         ("op.create_index('ix', table_name='books', columns=['a'])", "postgresql_concurrently"),
         ("op.execute('CREATE UNIQUE INDEX ix ON books (note)')", "CONCURRENTLY"),
+        ("op.drop_index('ix', table_name='books')", "postgresql_concurrently"),
+        ("op.execute('DROP INDEX ix')", "CONCURRENTLY"),
+        (
+            "op.execute('ALTER TABLE books ADD CONSTRAINT fk FOREIGN KEY (a) REFERENCES b')",
+            "NOT VALID",
+        ),
         ("op.create_unique_constraint('uq', 'books', ['note'])", "USING INDEX"),
         ("op.create_foreign_key('fk', 'books', 'users', ['a'], ['b'])", "not_valid"),
         ("op.create_check_constraint('ck', 'books', 'a > 0')", "not_valid"),
@@ -40,6 +46,8 @@ def test_a_table_in_use_is_not_blocked(operation: str, advice: str) -> None:
     [
         "op.create_index('ix', 'books', ['note'], postgresql_concurrently=True)",
         "op.execute('CREATE INDEX CONCURRENTLY ix ON books (note)')",
+        "op.drop_index('ix', table_name='books', postgresql_concurrently=True)",
+        "op.execute('ALTER TABLE books ADD CHECK (a > 0) NOT VALID')",
         "op.create_check_constraint('ck', 'books', 'a > 0', postgresql_not_valid=True)",
     ],
 )

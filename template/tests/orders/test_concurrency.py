@@ -117,9 +117,10 @@ async def test_a_client_that_lost_the_race_is_told_so(
     async with anyio.create_task_group() as tasks, database.transaction() as session:
         await OrderConfirmation(session).confirm(order.id, b"receipt")
         await session.flush()
-        # Both read the order before this commit and write after it.
+        # All read the order before this commit and write after it.
         tasks.start_soon(cancel, {})
         tasks.start_soon(cancel, {"If-Match": etag})
+        tasks.start_soon(cancel, {"If-Match": "*"})
         await anyio.sleep(0.2)
 
-    assert sorted(answers) == [409, 412]
+    assert sorted(answers) == [409, 409, 412]
