@@ -16,7 +16,7 @@ from tests.jobs.definitions import Nap, Note
 
 WORKER = "tests.jobs.worker"
 # Short, so that tests need not wait long for what a dead worker had in hand.
-SHORT_LEASE = {"JOB_LEASE_SECONDS": "2"}
+SHORT_LEASE = {"JOB_LEASE_SECONDS": "3"}
 
 
 def all_done(found: Sequence[OutboxJob]) -> bool:
@@ -34,7 +34,7 @@ async def lines(file: Path) -> list[str]:
 async def test_a_job_is_done_soon_after_its_commit(jobs: Jobs, work: Work, tmp_path: Path) -> None:
     async with work(module=WORKER):
         await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
-        done = await eventually(jobs.rows, all_done, seconds=5)
+        done = await eventually(jobs.rows, all_done, seconds=9)
 
     assert [(row.tries, row.due_at) for row in done] == [(1, None)]
     assert await lines(tmp_path / "notes") == ["done"]
@@ -58,7 +58,7 @@ async def test_at_sigterm_short_jobs_finish_and_long_ones_go_back_without_losing
     assert await lines(long) == ["try 1"]
     async with work(module=WORKER) as other:
         # Nobody waits for a lease of ten seconds: it is back in the queue.
-        await eventually(lambda: lines(long), lambda found: found == ["try 1"] * 2, seconds=5)
+        await eventually(lambda: lines(long), lambda found: found == ["try 1"] * 2, seconds=9)
         await other.kill()
 
 
@@ -73,7 +73,7 @@ async def test_the_jobs_of_a_killed_worker_are_done_by_another(
         await doomed.kill()
 
     async with work(SHORT_LEASE, WORKER, ready=False):
-        done = await eventually(jobs.rows, all_done, seconds=30)
+        done = await eventually(jobs.rows, all_done)
 
     assert len(done) == len(files)
     for file in files:
@@ -86,7 +86,7 @@ async def test_a_job_that_runs_longer_than_a_lease_runs_once(
     file = tmp_path / "nap"
     async with work(SHORT_LEASE, WORKER, ready=False), work(SHORT_LEASE, WORKER):
         await jobs.enqueue(definitions.nap, Nap(file=file, seconds=4))
-        await eventually(jobs.rows, all_done, seconds=30)
+        await eventually(jobs.rows, all_done)
 
     assert await lines(file) == ["try 1", "done"]
 
@@ -115,7 +115,7 @@ async def test_a_job_that_kills_its_worker_ends_in_the_dead_letters(
     await jobs.enqueue(definitions.deadly, Note(file=tmp_path / "notes"))
     for _ in range(2):
         async with work(SHORT_LEASE, WORKER, ready=False) as worker:
-            await worker.wait(20)
+            await worker.wait()
     async with work(SHORT_LEASE, WORKER, ready=False):
         [letter] = await eventually(jobs.letters, bool)
 

@@ -28,7 +28,9 @@ _MAX_QUEUED = 1000
 _POLL_SECONDS = 0.1
 _HEALTH_SECONDS = 5
 _RESTART_SECONDS = 1.0
-_CANCELLATIONS = 10
+_CANCELLATIONS = 3
+# A little longer than the runner's own limit.
+_GIVING_BACK_SECONDS = 6
 _RUN = "run"
 # Tries are counted in the outbox, which a loss of Redis does not reset.
 _NO_LIMIT = 1_000_000
@@ -120,11 +122,12 @@ class ArqQueue:
                 logger.warning("queue_polling_failed", error=f"{type(error).__name__}: {error}")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), _RESTART_SECONDS)
-        # Jobs that an outage of Redis has separated from the worker that began them.
+        # Either ARQ has cancelled them and they give their jobs back, or a former worker has begun
+        # them and they may run on until the same deadline.
         remaining = stopped_at + self._settings.SHUTDOWN_TIMEOUT_SECONDS - time.monotonic()
-        if leftover and remaining > 0:
-            await asyncio.wait(leftover, timeout=remaining)
-        await _end(leftover)
+        if leftover:
+            await asyncio.wait(leftover, timeout=max(remaining, _GIVING_BACK_SECONDS))
+        await _end(leftover, _GIVING_BACK_SECONDS)
         with suppress(Exception):
             await self._redis.delete(self._health_key)
 
@@ -218,10 +221,10 @@ async def _drain(worker: Worker, polling: asyncio.Task[None]) -> None:
     await asyncio.wait({polling, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if worker.main_task is not None:
-        await _end({worker.main_task})
+        await _end({worker.main_task}, 1)
 
 
-async def _end(tasks: set[asyncio.Task[Any]]) -> None:
+async def _end(tasks: set[asyncio.Task[Any]], patience_seconds: float) -> None:
     for _ in range(_CANCELLATIONS):
         tasks = {task for task in tasks if not task.done()}
         if not tasks:
@@ -229,7 +232,7 @@ async def _end(tasks: set[asyncio.Task[Any]]) -> None:
         # Once is not enough: what waits for Redis just then may take it for a lost connection.
         for task in tasks:
             task.cancel()
-        await asyncio.wait(tasks, timeout=1)
+        await asyncio.wait(tasks, timeout=patience_seconds)
     logger.error("queue_tasks_not_ended", count=len(tasks))
 
 
