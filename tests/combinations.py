@@ -22,7 +22,11 @@ class Switch:
 
 DATABASES = ("postgresql", "sqlite")
 # A new feature is one line here.
-SWITCHES = (Switch("example", "include_example"),)
+SWITCHES = (
+    Switch("redis", "use_redis"),
+    Switch("arq", "use_arq", needs="redis"),
+    Switch("example", "include_example"),
+)
 
 
 class UnknownCombinationError(Exception):

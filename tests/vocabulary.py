@@ -11,6 +11,15 @@ from tests.snapshot import clean_files
 VOCABULARY = {
     "postgresql": ("postgres", "asyncpg", "psycopg", "pgserver", r"\bpg_", "concurrently"),
     "sqlite": ("sqlite", "pragma", r"begin immediate", r"\bwal\b"),
+    "redis": (r"(?<!use_)redis", "valkey", r"core[./]cache", "cache_ttl", "cached_orders"),
+    "arq": (
+        r"\barq\b",
+        "outbox",
+        r"dead.?letter",
+        r"app[./]worker",
+        r"just (worker|jobs)",
+        r"\bexports?\b",
+    ),
     "example": (
         r"\borders\b",
         r"\border_(lines?|id|router|service)\b",
@@ -25,16 +34,13 @@ VOCABULARY = {
 
 # Features that do not exist yet: no render may promise them.
 UNKNOWN = (
-    r"\barq\b",
     r"(?<!without )\bdocker",
     "gunicorn",
     r"\bjwt\b",
     "kubernetes",
     "opentelemetry",
     "prometheus",
-    "redis",
     "telemetry",
-    "valkey",
 )
 
 

@@ -1,17 +1,16 @@
-"""Every table of the service: imports each domain's `models.py` so that Alembic sees them all."""
+"""Every table of the service: imports all modules that may define some, for Alembic to see."""
 
 import pkgutil
 from importlib import import_module
-from importlib.util import find_spec
 
 import app
-from app.core import idempotency
 from app.core.database import Base
 
-__all__ = ["idempotency", "metadata"]
+__all__ = ["metadata"]
 
-for _domain in pkgutil.iter_modules(app.__path__):
-    if _domain.ispkg and find_spec(f"app.{_domain.name}.models"):
-        import_module(f"app.{_domain.name}.models")
+# Each domain's `models.py`, however deep; core's tables stand beside what uses them.
+for _module in pkgutil.walk_packages(app.__path__, "app."):
+    if _module.name.endswith(".models") or _module.name.startswith("app.core."):
+        import_module(_module.name)
 
 metadata = Base.metadata

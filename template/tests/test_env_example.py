@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 from dotenv import dotenv_values
 
 from app.settings import Settings
@@ -16,7 +17,9 @@ def test_every_setting_is_there_once() -> None:
     assert sorted(_SETTING.findall(_FILE.read_text())) == sorted(Settings.model_fields)
 
 
-def test_its_values_are_the_defaults() -> None:
+def test_its_values_are_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name, raising=False)
     written = Settings(_env_file=_FILE)
     defaults = Settings(_env_file=None)
 

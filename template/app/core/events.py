@@ -41,6 +41,9 @@ E = TypeVar("E", bound=Event)
 Handler = Callable[[E, AsyncSession], Awaitable[None]]
 """Reacts to an event in a transaction of its own; may run again after a failure."""
 
+AfterCommit = Callable[[E], Awaitable[None]]
+"""Reacts to a committed event before its request is answered: quick, and without the database."""
+
 OpenTransaction = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 
 
@@ -79,12 +82,15 @@ class EventBus:
     """Delivers events to the handlers of this process.
 
     Delivery is in memory: an event is lost when the process dies between the commit and the end
-    of its handlers. What must not be lost belongs into the transaction itself.
+    of its handlers. What must not be lost belongs into the transaction itself; that is what
+    `subscribe_before_commit` is for.
     """
 
     def __init__(self, background: BackgroundRunner) -> None:
         self._background = background
         self._handlers: dict[type[Event], list[Handler[Any]]] = defaultdict(list)
+        self._before_commit: dict[type[Event], list[Handler[Any]]] = defaultdict(list)
+        self._after_commit: dict[type[Event], list[AfterCommit[Any]]] = defaultdict(list)
 
     def subscribe(self, event_type: type[E], handler: Handler[E]) -> None:
         """Have `handler` called for each committed event of exactly this type.
@@ -93,6 +99,40 @@ class EventBus:
         database failures repeat it for about five minutes, so it must be safe to repeat.
         """
         self._handlers[event_type].append(handler)
+
+    def subscribe_before_commit(self, event_type: type[E], handler: Handler[E]) -> None:
+        """Have `handler` called in the transaction that recorded the event, before its commit.
+
+        What it writes is committed or rolled back together with what the event stands for, and
+        an error of it fails the whole transaction.
+        """
+        self._before_commit[event_type].append(handler)
+
+    async def run_before_commit(self, session: AsyncSession) -> None:
+        """Call the handlers that belong into the transaction of `session`."""
+        # The list grows while it is gone through: handlers may record events of their own.
+        for event, _ in session.info.get(_INFO_KEY, ()):
+            for handler in self._before_commit.get(type(event), ()):
+                await handler(event, session)
+
+    def subscribe_after_commit(self, event_type: type[E], handler: AfterCommit[E]) -> None:
+        """Have `handler` awaited after the commit and before the request is answered.
+
+        For what a client must not be able to see from before its own write. It holds up the
+        answer and cannot undo the commit, so its errors are only logged.
+        """
+        self._after_commit[event_type].append(handler)
+
+    async def run_after_commit(self, events: Iterable[Event]) -> None:
+        """Call the handlers that the answer waits for; never raises."""
+        for event in events:
+            for handler in self._after_commit.get(type(event), ()):
+                try:
+                    await handler(event)
+                except Exception:
+                    logger.exception(
+                        "event_handler_failed", event_name=event.name, handler=_name(handler)
+                    )
 
     def dispatch(
         self,
@@ -168,5 +208,5 @@ class _Delivery:
         return min(doubled, _LONGEST_DELAY_SECONDS) * random.uniform(0.5, 1)
 
 
-def _name(handler: Handler[Any]) -> str:
+def _name(handler: Callable[..., Any]) -> str:
     return getattr(handler, "__qualname__", type(handler).__qualname__)

@@ -11,7 +11,7 @@ import asyncpg  # type: ignore[import-untyped]
 import structlog
 from anyio import CancelScope
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, event, text
+from sqlalchemy import AdaptedConnection, BigInteger, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -85,6 +85,9 @@ _CONNECTION_LIMIT: Final = text("""
         (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
     )
 """)
+
+SERIAL: Final = BigInteger()
+"""The type of keys that the database counts up by itself."""
 
 PROBE: Final = text("SELECT 1")
 """The cheapest statement that proves that the database answers."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, cast
 
 import aiosqlite
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, Connection, event, text
+from sqlalchemy import AdaptedConnection, Connection, Integer, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -30,6 +30,9 @@ _UNAVAILABLE_CODES = (
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_CANTOPEN,
 )
+
+SERIAL: Final = Integer()
+"""The type of keys that the database counts up by itself; it does so for this one only."""
 
 PROBE: Final = text("SELECT count(*) FROM sqlite_schema")
 """The cheapest statement that proves that the file can be read; `SELECT 1` does not touch it."""

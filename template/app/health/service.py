@@ -8,7 +8,7 @@ from typing import Literal
 import structlog
 from pydantic import Field
 
-from app.core.settings import Section
+from app.core.settings import CommaSeparated, Section
 from app.health.schemas import Readiness
 
 Check = Callable[[], Awaitable[object]]
@@ -31,6 +31,10 @@ class HealthSettings(Section):
     HEALTH_CACHE_SECONDS: float = Field(
         default=1, ge=0, le=60, description="How long an answer is good for further probes."
     )
+    HEALTH_OPTIONAL_CHECKS: CommaSeparated = Field(
+        default=[],
+        description="Checks that are shown without making the service unavailable when they fail.",
+    )
 
 
 class HealthService:
@@ -48,6 +52,7 @@ class HealthService:
         self._timeout = settings.HEALTH_TIMEOUT_SECONDS
         self._cache_seconds = settings.HEALTH_CACHE_SECONDS
         self._checks = dict(checks)
+        self._optional = frozenset(settings.HEALTH_OPTIONAL_CHECKS)
         self._draining = False
         self._closed = False
         self._outcomes: dict[str, _Outcome] = {}
@@ -74,7 +79,8 @@ class HealthService:
             if self._round is None or self._round.done():
                 self._round = asyncio.create_task(self._run_checks())
             await asyncio.shield(self._round)
-        ready = not self._draining and "failed" not in self._outcomes.values()
+        failed = {name for name, outcome in self._outcomes.items() if outcome == "failed"}
+        ready = not self._draining and failed <= self._optional
         return Readiness(status="ready" if ready else "unavailable", checks=self._outcomes)
 
     async def _run_checks(self) -> None:

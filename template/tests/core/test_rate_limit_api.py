@@ -146,7 +146,7 @@ async def test_of_two_limits_the_headers_tell_of_the_one_that_is_closer(
         statuses = [(await client.get("/api/v1/items/1/strict")).status_code for _ in range(2)]
         assert statuses == [200, 429]
     async with serve_router(router, RATE_LIMIT_REQUESTS=1) as client:
-        answer = await client.get("/api/v1/items/1/strict")
+        answer = await client.get("/api/v1/items/1/strict", headers={"user": "b"})
         assert (answer.headers["RateLimit-Limit"], answer.headers["RateLimit-Remaining"]) == (
             "1",
             "0",

@@ -31,7 +31,8 @@ async def expect_outage(client: httpx2.AsyncClient) -> None:
     for _ in range(3):
         answer, seconds = await timed(client, "/health/ready")
         assert answer.status_code == 503
-        assert answer.json() == {"status": "unavailable", "checks": {"database": "failed"}}
+        assert answer.json()["status"] == "unavailable"
+        assert answer.json()["checks"]["database"] == "failed"
         assert seconds < DEADLINE
         answer, seconds = await timed(client, "/health/live")
         assert answer.status_code == 200

@@ -22,7 +22,8 @@ async def test_alive_without_asking_anything(
 async def test_ready_when_the_database_answers(client: httpx2.AsyncClient) -> None:
     answer = await client.get("/health/ready")
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ready", "checks": {"database": "ok"}}
+    assert answer.json()["status"] == "ready"
+    assert answer.json()["checks"]["database"] == "ok"
     assert answer.headers["cache-control"] == "no-store"
 
 
@@ -42,7 +43,8 @@ async def test_a_draining_process_is_alive_and_not_ready(
     lifespan_state["health"].start_draining()
     answer = await client.get("/health/ready")
     assert answer.status_code == 503
-    assert answer.json() == {"status": "unavailable", "checks": {"database": "ok"}}
+    assert answer.json()["status"] == "unavailable"
+    assert answer.json()["checks"]["database"] == "ok"
     assert answer.headers["cache-control"] == "no-store"
     assert (await client.get("/health/live")).status_code == 200
 

@@ -1,0 +1,126 @@
+"""Dead letters: jobs that were given up, with what it takes to understand and repeat them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import JSON, ColumnElement, String, Text, delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, mapped_column
+from uuid_utils.compat import uuid7
+
+from app.core import outbox
+from app.core.database import Base
+from app.core.outbox import OutboxJob, SupersededError, Ticket
+
+_MAX_ERROR = 2000
+_MAX_TRACEBACK = 20_000
+
+
+class DeadLetter(Base):
+    """A job that was given up."""
+
+    __tablename__ = "dead_letters"
+
+    # Version 7 ids grow with time: the primary key is the order of the list.
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=uuid7)
+    job_id: Mapped[str] = mapped_column(String(255), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    payload: Mapped[dict[str, Any]] = mapped_column(JSON)
+    context: Mapped[dict[str, str]] = mapped_column(JSON)
+    ordering_key: Mapped[str | None] = mapped_column(String(255))
+    tries: Mapped[int]
+    error: Mapped[str] = mapped_column(Text)
+    traceback: Mapped[str] = mapped_column(Text)
+    enqueued_at: Mapped[datetime]
+    failed_at: Mapped[datetime]
+
+
+async def bury(session: AsyncSession, row: OutboxJob, error: str, traceback: str) -> None:
+    """Move a job from the outbox to the dead letters.
+
+    Raises:
+        SupersededError: it has been done, or begun by someone else.
+    """
+    ticket = Ticket(row.id, row.tries)
+    gone = await session.scalar(
+        delete(OutboxJob)
+        .where(
+            OutboxJob.id == ticket.id,
+            OutboxJob.tries == ticket.tries,
+            OutboxJob.due_at.is_not(None),
+        )
+        .returning(OutboxJob.id)
+        .execution_options(synchronize_session=False)
+    )
+    if gone is None:
+        raise SupersededError
+    session.add(
+        DeadLetter(
+            job_id=row.job_id,
+            name=row.name,
+            payload=row.payload,
+            context=row.context,
+            ordering_key=row.ordering_key,
+            tries=row.tries,
+            error=error[:_MAX_ERROR],
+            # The end names the error.
+            traceback=traceback[-_MAX_TRACEBACK:],
+            enqueued_at=row.created_at,
+            failed_at=datetime.now(UTC),
+        )
+    )
+
+
+def _selected(ids: Sequence[UUID] | None, name: str | None) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if ids is not None:
+        conditions.append(DeadLetter.id.in_(ids))
+    if name is not None:
+        conditions.append(DeadLetter.name == name)
+    return conditions
+
+
+async def find(
+    session: AsyncSession,
+    *,
+    ids: Sequence[UUID] | None = None,
+    name: str | None = None,
+    limit: int | None = None,
+) -> Sequence[DeadLetter]:
+    """Return dead letters, oldest first; all of them when nothing selects."""
+    statement = select(DeadLetter).where(*_selected(ids, name)).order_by(DeadLetter.id)
+    return (await session.scalars(statement.limit(limit))).all()
+
+
+async def retry(
+    session: AsyncSession, letter: DeadLetter, payload: dict[str, Any] | None = None
+) -> bool:
+    """Put a job back into the outbox, with all its tries, and drop the dead letter.
+
+    Args:
+        session: Where the letter was read, with a transaction that can write.
+        letter: What to repeat.
+        payload: Replaces the job's own.
+
+    Returns:
+        Whether it was put back; `False` when a job with its id has been added since, which then
+        stands for it.
+    """
+    added = await outbox.add(
+        session,
+        name=letter.name,
+        payload=letter.payload if payload is None else payload,
+        context=letter.context,
+        due_at=datetime.now(UTC),
+        job_id=letter.job_id,
+        ordering_key=letter.ordering_key,
+    )
+    await session.delete(letter)
+    return added
+
+
+async def discard(session: AsyncSession, letter: DeadLetter) -> None:
+    """Drop a dead letter for good."""
+    await session.delete(letter)

@@ -1,0 +1,85 @@
+"""The sign of life of a process without an HTTP port, for the probes of its platform."""
+
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+DEFAULT_FILE = Path(tempfile.gettempdir()) / "worker-heartbeat.json"
+"""Where a worker shows that it is alive unless `WORKER_HEARTBEAT_FILE` names another place."""
+
+_INTERVAL_SECONDS = 2.0
+_LATE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """What the process writes about itself; times are seconds since the epoch."""
+
+    working_at: float
+    draining: bool
+    alive_at: float = field(default_factory=time.time)
+    pid: int = field(default_factory=os.getpid)
+
+
+def write_heartbeat(file: Path, heartbeat: Heartbeat) -> None:
+    """Replace the file at once, so that no reader sees half of it."""
+    new = file.with_name(f"{file.name}.{heartbeat.pid}")
+    new.write_text(json.dumps(asdict(heartbeat)))
+    new.replace(file)
+
+
+def find_problem(file: Path, *, ready: bool) -> str | None:
+    """What is wrong with the process behind the file; `None` when nothing is.
+
+    Alive is a process that exists and whose event loop ran within the last ten seconds. Ready is
+    one that also reached its queue in that time and does not drain; it comes and goes with Redis,
+    so it is no reason to restart anything.
+
+    Args:
+        file: Where that process writes its heartbeat; on the same machine or container.
+        ready: Ask for readiness rather than liveness.
+    """
+    try:
+        heartbeat = Heartbeat(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return f"there is no heartbeat at {file}"
+    except (OSError, TypeError, ValueError) as error:
+        return f"the heartbeat at {file} cannot be read ({type(error).__name__})"
+    now = time.time()
+    problem = None
+    if not _is_running(heartbeat.pid):
+        problem = "is gone"
+    elif now - heartbeat.alive_at > _LATE_SECONDS:
+        problem = f"has been stuck for {now - heartbeat.alive_at:.0f} s"
+    elif ready and heartbeat.draining:
+        problem = "is about to end"
+    elif ready and now - heartbeat.working_at > _LATE_SECONDS:
+        problem = "does not reach its queue"
+    return problem and f"process {heartbeat.pid} {problem}"
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    # A process that was killed exists until its parent takes note.
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, IndexError):
+        return True
+
+
+async def beat(file: Path, current: Callable[[], Heartbeat]) -> None:
+    """Write the heartbeat every two seconds until cancelled."""
+    while True:
+        write_heartbeat(file, current())
+        await asyncio.sleep(_INTERVAL_SECONDS)

@@ -1,0 +1,234 @@
+"""The outbox: jobs are rows, written with what they follow from and kept until they are done."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+from sqlalchemy import (
+    JSON,
+    ColumnElement,
+    Index,
+    String,
+    and_,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Mapped, aliased, mapped_column
+from uuid_utils.compat import uuid7
+
+from app.core.database import SERIAL, Base, is_unique_violation
+from app.core.events import Event, record
+
+_PURGE_BATCH = 1000
+
+
+class OutboxJob(Base):
+    """A job that was handed over.
+
+    `due_at` is when to hand it to the queue (again): lost messages and dead workers need no
+    detection, since whoever has it in hand keeps moving this time ahead. Null once it is done.
+
+    `tries` counts the tries begun. Who changes a row names the count that they know, so a worker
+    that was taken for dead cannot finish what another has started meanwhile.
+    """
+
+    __tablename__ = "outbox"
+
+    # Grows with each insert: the order of jobs with the same ordering key.
+    id: Mapped[int] = mapped_column(SERIAL, primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(String(255), unique=True)
+    name: Mapped[str] = mapped_column(String(100))
+    payload: Mapped[dict[str, Any]] = mapped_column(JSON)
+    context: Mapped[dict[str, str]] = mapped_column(JSON)
+    ordering_key: Mapped[str | None] = mapped_column(String(255))
+    tries: Mapped[int] = mapped_column(default=0)
+    due_at: Mapped[datetime | None] = mapped_column(index=True)
+    created_at: Mapped[datetime]
+    done_at: Mapped[datetime | None] = mapped_column(index=True)
+
+    __table_args__ = (Index(None, "ordering_key", "due_at"),)
+
+
+class JobsEnqueued(Event):
+    """Jobs were committed to the outbox: the relays need not wait for their next look."""
+
+    name: ClassVar[str] = "jobs.enqueued"
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What travels through the queue: which row, and how many tries it had when it was sent."""
+
+    id: int
+    tries: int
+
+
+class SupersededError(Exception):
+    """Another worker has taken the job over; what this one did must be rolled back."""
+
+
+async def add(
+    session: AsyncSession,
+    *,
+    name: str,
+    payload: dict[str, Any],
+    context: dict[str, str],
+    due_at: datetime,
+    job_id: str | None = None,
+    ordering_key: str | None = None,
+) -> bool:
+    """Insert a job; `False` when there is one with this `job_id` already."""
+    statement = insert(OutboxJob).values(
+        job_id=job_id or uuid7().hex,
+        name=name,
+        payload=payload,
+        context=context,
+        ordering_key=ordering_key,
+        tries=0,
+        due_at=due_at,
+        created_at=datetime.now(UTC),
+    )
+    if job_id is None:
+        await session.execute(statement)
+    else:
+        try:
+            async with session.begin_nested():
+                await session.execute(statement)
+        except IntegrityError as error:
+            if is_unique_violation(error, "uq_outbox_job_id"):
+                return False
+            raise
+    record(session, JobsEnqueued())
+    return True
+
+
+async def is_due(session: AsyncSession) -> bool:
+    """Whether there may be something to hand to the queue; takes no locks."""
+    due = exists().where(OutboxJob.due_at <= datetime.now(UTC))
+    return bool(await session.scalar(select(due)))
+
+
+async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Sequence[Ticket]:
+    """Take rows to hand to the queue now; they come up again when nobody begins them in time.
+
+    Any number of relays may do this at once. A row waits as long as an older one with its
+    ordering key is not done.
+    """
+    now = datetime.now(UTC)
+    older = aliased(OutboxJob)
+    held_up = exists().where(
+        older.ordering_key == OutboxJob.ordering_key,
+        older.id < OutboxJob.id,
+        older.due_at.is_not(None),
+    )
+    due = await session.execute(
+        select(OutboxJob.id, OutboxJob.tries)
+        .where(OutboxJob.due_at <= now, ~held_up)
+        .order_by(OutboxJob.id)
+        .limit(limit)
+        # Where there are no row locks, a write transaction excludes every other.
+        .with_for_update(skip_locked=True, of=OutboxJob)
+    )
+    tickets = [Ticket(id_, tries) for id_, tries in due]
+    if tickets:
+        await session.execute(
+            update(OutboxJob)
+            .where(OutboxJob.id.in_([ticket.id for ticket in tickets]))
+            .values(due_at=now + lease)
+        )
+    return tickets
+
+
+def _is_current(ticket: Ticket) -> ColumnElement[bool]:
+    return and_(
+        OutboxJob.id == ticket.id,
+        OutboxJob.tries == ticket.tries,
+        OutboxJob.due_at.is_not(None),
+    )
+
+
+async def begin_try(session: AsyncSession, ticket: Ticket, lease: timedelta) -> OutboxJob | None:
+    """Count a try and take the row; `None` when it is done or someone else has begun it.
+
+    Counted at the start, or a job that kills its worker would be tried for ever.
+    """
+    return await session.scalar(
+        update(OutboxJob)
+        .where(_is_current(ticket))
+        .values(tries=OutboxJob.tries + 1, due_at=datetime.now(UTC) + lease)
+        .returning(OutboxJob)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def keep(session: AsyncSession, tickets: Sequence[Ticket], lease: timedelta) -> None:
+    """Say that these are still being worked on."""
+    await session.execute(
+        update(OutboxJob)
+        .where(or_(*map(_is_current, tickets)))
+        .values(due_at=datetime.now(UTC) + lease)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def finish(session: AsyncSession, ticket: Ticket) -> None:
+    """Mark a job as done, in the transaction of its effects.
+
+    Raises:
+        SupersededError: it has been done, or begun by someone else.
+    """
+    await _change(session, ticket, due_at=None, done_at=datetime.now(UTC))
+
+
+async def postpone(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
+    """Have a job tried again later.
+
+    Raises:
+        SupersededError: as for `finish`.
+    """
+    await _change(session, ticket, due_at=datetime.now(UTC) + delay)
+
+
+async def give_back(session: AsyncSession, ticket: Ticket) -> None:
+    """Undo `begin_try`: the try was ended from outside and does not count.
+
+    Raises:
+        SupersededError: as for `finish`.
+    """
+    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC))
+
+
+async def _change(session: AsyncSession, ticket: Ticket, **values: Any) -> None:
+    changed = await session.scalar(
+        update(OutboxJob)
+        .where(_is_current(ticket))
+        .values(**values)
+        .returning(OutboxJob.id)
+        .execution_options(synchronize_session=False)
+    )
+    if changed is None:
+        raise SupersededError
+
+
+async def purge(session: AsyncSession, keep_for: timedelta) -> int:
+    """Delete a batch of what was done longer ago; returns how many rows."""
+    old = (
+        select(OutboxJob.id)
+        .where(OutboxJob.done_at < datetime.now(UTC) - keep_for)
+        .limit(_PURGE_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    gone = await session.scalars(
+        delete(OutboxJob)
+        .where(OutboxJob.id.in_(old))
+        .returning(OutboxJob.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(gone.all())

@@ -1,0 +1,232 @@
+"""Redis: the process's one client, and the breaker that keeps an outage from costing time."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import Context
+from typing import Annotated, Any, Final, TypeVar
+
+import structlog
+from anyio import fail_after
+from fastapi import Depends
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from starlette.requests import HTTPConnection
+
+from app.core.errors import ServiceUnavailableError
+from app.core.redis_settings import KeyPrefix, RedisSettings
+
+__all__ = [
+    "REDIS_ERRORS",
+    "KeyPrefix",
+    "RedisClient",
+    "RedisDep",
+    "RedisSettings",
+    "RedisUnavailableError",
+    "create_pool",
+    "open_redis",
+]
+
+_FIRST_PROBE_SECONDS = 0.1
+_LAST_PROBE_SECONDS = 2.0
+_PROBE_LIFE_MILLISECONDS = 60_000
+
+# That the server cannot be used at all, unlike a command that was wrong. OSError includes
+# TimeoutError; a server that is only read from or has no memory left is of no use.
+_OUTAGE: Final = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    OSError,
+    ClusterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+)
+
+T = TypeVar("T")
+Command = Callable[[Redis], Awaitable[T]]
+
+logger = structlog.get_logger(__name__)
+
+
+class RedisUnavailableError(ServiceUnavailableError):
+    """Redis does not answer; a route that cannot do without it answers 503."""
+
+
+REDIS_ERRORS: Final = (RedisError, RedisUnavailableError)
+"""Everything that `RedisClient.call` can fail with; for callers that can do without Redis."""
+
+
+def create_pool(settings: RedisSettings, **overrides: Any) -> BlockingConnectionPool:
+    """Create a pool; nothing connects before its first use.
+
+    A caller waits for a free connection instead of failing. What redis-py's versions do
+    differently by default is set here: the protocol, the timeouts, the retries (one, at once, for
+    a connection that was closed meanwhile; none after a timeout) and TLS host names.
+
+    Args:
+        settings: The URL, the size and the timeouts.
+        overrides: Arguments for the pool and its connections that take precedence.
+    """
+    url = settings.REDIS_URL.get_secret_value()
+    timeout = settings.REDIS_TIMEOUT_SECONDS
+    options: dict[str, Any] = {
+        "max_connections": settings.REDIS_POOL_SIZE,
+        "timeout": timeout,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 1, (RedisConnectionError,)),
+        "retry_on_error": [RedisConnectionError],
+    }
+    if not url.startswith("unix:"):
+        options["socket_keepalive"] = True
+    if url.startswith("rediss:"):
+        # Version 5 would accept the certificate of any host.
+        options["ssl_check_hostname"] = "ssl_cert_reqs=none" not in url
+    return BlockingConnectionPool.from_url(url, **{**options, **overrides})
+
+
+class RedisClient:
+    """The process's connections to Redis, behind a circuit breaker.
+
+    The first use that fails opens the breaker: from then on `call` fails at once, so that an
+    outage costs each request at most one `REDIS_TIMEOUT_SECONDS`, and only those that were under
+    way when it began. One task asks the server until it takes a write again, then closes the
+    breaker: no request pays for finding out.
+
+    Args:
+        settings: Where Redis is; nothing connects before the first use.
+    """
+
+    def __init__(self, settings: RedisSettings) -> None:
+        self._timeout = settings.REDIS_TIMEOUT_SECONDS
+        self._prefix = settings.REDIS_KEY_PREFIX
+        self.raw: Redis = Redis.from_pool(create_pool(settings))
+        self._on_recovery: list[Command[object]] = []
+        self._recovery: asyncio.Task[None] | None = None
+        self._outages = 0
+        self._closed = False
+
+    def key(self, *parts: str) -> str:
+        """Name a key: the service's prefix, then the parts."""
+        return ":".join((self._prefix, *parts))
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the last use was answered; `call` fails at once while it was not."""
+        return self._recovery is None
+
+    async def call(self, command: Command[T]) -> T:
+        """Run a command, or several on one client, within `REDIS_TIMEOUT_SECONDS` altogether.
+
+        Args:
+            command: Gets redis-py's client; must not block on purpose (`BLPOP`, `subscribe`).
+
+        Raises:
+            RedisUnavailableError: the server cannot be used now; whether the command was
+                executed is unknown.
+            RedisError: the server refused this very command.
+        """
+        # A request that outlives the shutdown must not open a connection that nobody closes.
+        if self._recovery is not None or self._closed:
+            raise RedisUnavailableError
+        outages = self._outages
+        try:
+            return await self._bounded(command)
+        except _OUTAGE as error:
+            # What began before an outage says nothing about the time after it.
+            if outages == self._outages:
+                self._open(error)
+            raise RedisUnavailableError from error
+
+    async def ping(self) -> None:
+        """Prove that the server answers, whatever the breaker thinks of it.
+
+        Raises:
+            Exception: it does not, or not in time.
+        """
+        await self._bounded(_ping)
+
+    def on_recovery(self, command: Command[object]) -> None:
+        """Have `command` run after each outage, before anyone else uses the server again."""
+        self._on_recovery.append(command)
+
+    async def close(self) -> None:
+        """Close every connection; from then on `call` fails."""
+        self._closed = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.wait([self._recovery])
+        await self.raw.aclose()
+
+    async def _bounded(self, command: Command[T]) -> T:
+        # A request past its deadline still has things to put right here, such as a lease to give
+        # back, and a command that is cut short costs its connection. The time is limited anyway.
+        # Not asyncio.timeout, which cancels once: redis-py calls asyncio.wait_for, which on Python
+        # 3.11 swallows a cancellation that comes just when it is done. This scope repeats it.
+        with fail_after(self._timeout, shield=True):
+            return await command(self.raw)
+
+    def _open(self, error: Exception) -> None:
+        self._outages += 1
+        logger.warning("redis_unavailable", error=type(error).__name__, reason=str(error)[:200])
+        # An empty context: it is no part of the request that happened to notice.
+        self._recovery = asyncio.create_task(self._recover(), context=Context())
+
+    async def _recover(self) -> None:
+        began = time.monotonic()
+        delay = _FIRST_PROBE_SECONDS
+        while True:
+            # Jitter, so that not all processes come back in the same moment.
+            await asyncio.sleep(delay * random.uniform(0.5, 1))
+            delay = min(delay * 2, _LAST_PROBE_SECONDS)
+            try:
+                await self._bounded(self._probe)
+                for command in self._on_recovery:
+                    await self._bounded(command)
+            except (RedisError, OSError):
+                continue
+            except Exception:
+                logger.exception("redis_recovery_failed")
+                continue
+            break
+        self._recovery = None
+        logger.info("redis_recovered", outage_seconds=round(time.monotonic() - began, 3))
+
+    async def _probe(self, client: Redis) -> None:
+        # A write, because a replica or a full server answers PING as well.
+        await client.set(self.key("probe"), "", px=_PROBE_LIFE_MILLISECONDS)
+
+
+async def _ping(client: Redis) -> None:
+    await client.ping()
+
+
+@asynccontextmanager
+async def open_redis(settings: RedisSettings) -> AsyncIterator[RedisClient]:
+    """Open the client for the life of the process; works while Redis is down."""
+    client = RedisClient(settings)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+async def get_redis(connection: HTTPConnection) -> RedisClient:
+    """Give the process's Redis client to a route or to a dependency."""
+    client: RedisClient = connection.state.redis
+    return client
+
+
+RedisDep = Annotated[RedisClient, Depends(get_redis)]

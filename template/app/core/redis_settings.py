@@ -1,0 +1,129 @@
+"""Where Redis is and how long to wait for it."""
+
+from collections.abc import Iterator
+from typing import Annotated
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from app.core.settings import Section
+
+_SCHEMES = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "unix": "unix",
+    # Valkey speaks the same protocol.
+    "valkey": "redis",
+    "valkeys": "rediss",
+}
+_TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
+_WELL_KNOWN_PASSWORDS = ("admin", "changeme", "default", "foobared", "password", "redis", "secret")
+_ONE_SERVER = (
+    "names Sentinel or Cluster, which this service does not speak; name one server or the "
+    "endpoint in front of them, such as redis://host:6379/0"
+)
+
+KeyPrefix = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="What every key starts with; services that share a database of one server need "
+        "different ones.",
+    ),
+]
+
+
+def _normalize(url: SecretStr) -> SecretStr:
+    return SecretStr(normalize_url(url.get_secret_value()))
+
+
+class RedisSettings(Section):
+    """How to reach Redis, or a server that speaks its protocol, such as Valkey."""
+
+    REDIS_URL: Annotated[SecretStr, AfterValidator(_normalize)] = Field(
+        default=SecretStr("redis://localhost:6379/0"),
+        description="redis://user:password@host:6379/0, rediss:// for TLS, or unix:///path?db=0",
+    )
+    REDIS_KEY_PREFIX: KeyPrefix = "app"
+    REDIS_POOL_SIZE: int = Field(
+        default=20, ge=1, le=1000, description="The most connections of one process."
+    )
+    REDIS_TIMEOUT_SECONDS: float = Field(
+        default=1,
+        gt=0,
+        le=60,
+        description="How long one use of Redis may take, connecting included. After that the "
+        "service goes on without Redis until it answers again.",
+    )
+
+    def production_problems(self) -> Iterator[str]:
+        yield from super().production_problems()
+        if "REDIS_URL" not in self.model_fields_set:
+            yield "REDIS_URL: must be set in production"
+        # No password at all may mean a socket, a sidecar or a client certificate.
+        elif _password(self.REDIS_URL.get_secret_value()).lower() in _WELL_KNOWN_PASSWORDS:
+            yield "REDIS_URL: has a well-known password; choose a long random one"
+
+
+def normalize_url(url: str) -> str:
+    """Check a URL and write it the way that every version of redis-py reads alike.
+
+    Raises:
+        ValueError: it is not the URL of one server; the message never quotes it.
+    """
+    scheme, separator, _ = url.partition("://")
+    if any(kind in scheme.lower() for kind in ("sentinel", "cluster")):
+        raise ValueError(_ONE_SERVER)
+    if not separator or scheme.lower() not in _SCHEMES:
+        raise ValueError("must look like redis://user:password@host:6379/0 (or rediss://, unix://)")
+    scheme = _SCHEMES[scheme.lower()]
+    parts = urlsplit(url)
+    credentials, at, address = parts.netloc.rpartition("@")
+    user, colon, password = credentials.partition(":")
+    # A password copied in as it is may hold an @, which would end it too early.
+    credentials = f"{quote(unquote(user), safe='')}{colon}{quote(unquote(password), safe='')}"
+    if scheme == "unix":
+        _check_socket(address, parts.path)
+    else:
+        _check_address(address, parts.path)
+    if parts.fragment:
+        raise ValueError("has a #; percent-encode / ? # in passwords")
+    query = _options(parts.query, scheme)
+    return f"{scheme}://{credentials}{at}{address}{parts.path}{'?' if query else ''}{query}"
+
+
+def _check_address(address: str, path: str) -> None:
+    if "," in address:
+        raise ValueError(_ONE_SERVER)
+    host, _, after_bracket = address.rpartition("]")
+    name, colon, port = after_bracket.partition(":")
+    if not (host or name):
+        raise ValueError("names no host")
+    if colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError("has a port that is not a number; percent-encode / ? # in passwords")
+    if path.strip("/") and not path.strip("/").isdecimal():
+        raise ValueError("has a path that is not the number of a database, such as /0")
+
+
+def _check_socket(address: str, path: str) -> None:
+    if address or not path:
+        raise ValueError("must name a socket by its whole path: unix:///path?db=0")
+
+
+def _options(query: str, scheme: str) -> str:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    allowed = {"db", *(_TLS_OPTIONS if scheme == "rediss" else ())}
+    if unknown := options.keys() - allowed:
+        count = f"{len(unknown)} option" + ("s" if len(unknown) > 1 else "")
+        message = f"has {count} that it cannot have; allowed here: {', '.join(sorted(allowed))}"
+        raise ValueError(message)
+    if not options.get("db", "0").isdecimal():
+        raise ValueError("has a db that is not a number")
+    if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
+        raise ValueError("has an ssl_cert_reqs that is not none, optional or required")
+    return urlencode(options, quote_via=quote)
+
+
+def _password(url: str) -> str:
+    credentials, _, _ = urlsplit(url).netloc.rpartition("@")
+    return unquote(credentials.partition(":")[2])

@@ -1,0 +1,47 @@
+"""The jobs behind exports."""
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.events import EventBus
+from app.core.jobs import JobContext, RetryPolicy, Tick, job, periodic
+from app.orders.exports.service import ExportMaker, ExportRequested, delete_old, mark_failed
+
+logger = structlog.get_logger(__name__)
+
+
+@job(
+    name="orders.export",
+    payload=ExportRequested,
+    # A full disk.
+    retry_on=(OSError,),
+    retry=RetryPolicy(max_tries=3, base_seconds=5),
+    timeout_seconds=60,
+)
+async def make_export(request: ExportRequested, context: JobContext) -> None:
+    """Make the file of an export."""
+    maker = ExportMaker(context.database, context.session)
+    await maker.make(request.export_id, request.owner_id)
+
+
+@make_export.on_dead_letter
+async def give_up_export(request: ExportRequested, session: AsyncSession) -> None:
+    """Let the owner know instead of having them wait for ever."""
+    await mark_failed(session, request.export_id)
+
+
+@periodic(name="orders.delete_old_exports", minutes=[43])
+async def delete_old_exports(_: Tick, context: JobContext) -> None:
+    """Delete the files that have been kept long enough."""
+    if deleted := await delete_old(context.session):
+        logger.info("order_exports_deleted", count=deleted)
+
+
+async def enqueue_export(event: ExportRequested, session: AsyncSession) -> None:
+    """Hand over the making of a file together with its record."""
+    await make_export.enqueue(session, event, job_id=f"orders.export:{event.export_id}")
+
+
+def subscribe(events: EventBus) -> None:
+    """Have requested exports made by the workers."""
+    events.subscribe_before_commit(ExportRequested, enqueue_export)

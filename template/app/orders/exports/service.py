@@ -1,0 +1,150 @@
+"""The rules of exports: requesting, making and fetching them."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from tempfile import SpooledTemporaryFile
+from typing import IO, ClassVar
+from uuid import UUID
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core.database import Database
+from app.core.events import Event, record
+from app.core.principal import Principal
+from app.orders.exports import csv_file
+from app.orders.exports.exceptions import ExportNotFoundError, ExportNotReadyError
+from app.orders.exports.models import ExportStatus, OrderExport
+from app.orders.exports.repository import (
+    KEPT_FOR,
+    ExportContentRepository,
+    ExportRepository,
+)
+
+_CHUNK_BYTES = 256 * 1024
+_MEMORY_BYTES = 4 * 1024 * 1024
+
+logger = structlog.get_logger(__name__)
+
+
+class ExportRequested(Event):
+    """Somebody wants a file of their orders."""
+
+    name: ClassVar[str] = "order_export.requested"
+
+    export_id: UUID
+    owner_id: str
+
+
+class ExportService:
+    """What one principal may do with their own exports."""
+
+    def __init__(self, session: AsyncSession, principal: Principal) -> None:
+        self._session = session
+        self._principal = principal
+        self._exports = ExportRepository(session, principal.id)
+
+    async def request(self) -> OrderExport:
+        """Create an export; a worker makes its file after the commit."""
+        export = OrderExport(
+            owner_id=self._principal.id,
+            status=ExportStatus.PENDING,
+            created_at=datetime.now(UTC),
+        )
+        await self._exports.add(export)
+        event = ExportRequested(export_id=export.id, owner_id=export.owner_id)
+        record(self._session, event)
+        return export
+
+    async def get(self, export_id: UUID) -> OrderExport:
+        """Return an export.
+
+        Raises:
+            ExportNotFoundError: the principal has no such export.
+        """
+        export = await self._exports.get(export_id)
+        if export is None:
+            raise ExportNotFoundError(f"There is no export {export_id}.")
+        return export
+
+    async def get_ready(self, export_id: UUID) -> OrderExport:
+        """Return an export whose file can be read.
+
+        Raises:
+            ExportNotFoundError: the principal has no such export.
+            ExportNotReadyError: there is no file, or not yet.
+        """
+        export = await self.get(export_id)
+        if export.status is not ExportStatus.READY:
+            raise ExportNotReadyError(f"The export is {export.status}.")
+        return export
+
+
+class ExportMaker:
+    """Makes the files, for whoever owns them."""
+
+    def __init__(self, database: Database, session: AsyncSession) -> None:
+        self._database = database
+        self._session = session
+
+    async def make(self, export_id: UUID, owner_id: str) -> None:
+        """Write the owner's orders as they are now into the export's file.
+
+        Safe to repeat: each run replaces the file of the one before.
+        """
+        with SpooledTemporaryFile(max_size=_MEMORY_BYTES) as file:
+            # Read and written here first: the transaction that stores it is short.
+            async with self._database.read_only() as reading:
+                count = await _write(file, ExportContentRepository(reading), owner_id)
+            size = file.tell()
+            file.seek(0)
+            contents = ExportContentRepository(self._session)
+            export = await contents.get_locked(export_id)
+            if export is None:
+                logger.info("order_export_gone", export_id=str(export_id))
+                return
+            await contents.replace_content(export_id, _chunks(file))
+        export.status = ExportStatus.READY
+        export.order_count = count
+        export.size = size
+        export.finished_at = datetime.now(UTC)
+        logger.info("order_export_ready", export_id=str(export_id), orders=count, size=size)
+
+
+async def mark_failed(session: AsyncSession, export_id: UUID) -> None:
+    """Tell the owner that the file will not come."""
+    export = await ExportContentRepository(session).get_locked(export_id)
+    if export is not None:
+        export.status = ExportStatus.FAILED
+        export.finished_at = datetime.now(UTC)
+
+
+async def delete_old(session: AsyncSession) -> int:
+    """Delete the exports that have been kept long enough; returns how many."""
+    return await ExportContentRepository(session).delete_before(datetime.now(UTC) - KEPT_FOR)
+
+
+async def read_file(database: Database, export_id: UUID) -> AsyncIterator[bytes]:
+    """The export's file, piece by piece; no connection is held while the client is slow."""
+    position = 0
+    while True:
+        async with database.read_only() as session:
+            chunk = await ExportContentRepository(session).get_chunk(export_id, position)
+        if chunk is None:
+            return
+        yield chunk
+        position += 1
+
+
+async def _write(file: IO[bytes], orders: ExportContentRepository, owner_id: str) -> int:
+    file.write(csv_file.header())
+    count = 0
+    async for order in orders.read_orders(owner_id):
+        file.write(csv_file.order_lines(order))
+        count += 1
+    return count
+
+
+def _chunks(file: IO[bytes]) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK_BYTES):
+        yield chunk

@@ -1,0 +1,168 @@
+"""Dead letters on the command line: list, show, retry and discard the jobs that were given up."""
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.core import dead_letters
+from app.core.background import BackgroundRunner
+from app.core.database import Database
+from app.core.dead_letters import DeadLetter
+from app.core.events import EventBus
+from app.settings import InvalidSettingsError, load_settings
+
+_LISTED = 100
+_ERROR_WIDTH = 60
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one of the commands on the database that the environment names."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings()
+    except InvalidSettingsError as error:
+        sys.exit(f"The environment cannot be used:\n{error}")
+
+    async def run() -> None:
+        database = Database(settings, EventBus(BackgroundRunner(settings)))
+        try:
+            async with database.transaction() as session:
+                await _COMMANDS[options.command](session, options)
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="just jobs", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    listing = commands.add_parser("list", help="the dead letters, oldest first")
+    listing.add_argument("--name", help="only jobs of this name")
+    show = commands.add_parser("show", help="everything that is known about one")
+    show.add_argument("ids", metavar="id", nargs=1)
+    for name, description in (
+        ("retry", "hand jobs over again, with all their tries"),
+        ("discard", "delete dead letters for good"),
+    ):
+        command = commands.add_parser(name, help=description)
+        command.add_argument("ids", metavar="id", nargs="*", help="an id, or how it ends")
+        command.add_argument("--name", help="all jobs of this name")
+        command.add_argument("--all", action="store_true", help="all jobs")
+        if name == "retry":
+            command.add_argument(
+                "--payload", type=_json_object, help="JSON to use instead of the job's own"
+            )
+    return parser
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"is no JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError("is no JSON object")
+    return value
+
+
+async def _list(session: AsyncSession, options: argparse.Namespace) -> None:
+    letters = await dead_letters.find(session, name=options.name, limit=_LISTED + 1)
+    if not letters:
+        print("No dead letters.")
+        return
+    rows = [
+        (_short(letter), letter.name, str(letter.tries), _time(letter.failed_at), _summary(letter))
+        for letter in letters[:_LISTED]
+    ]
+    _print_table(("ID", "JOB", "TRIES", "FAILED AT (UTC)", "ERROR"), rows)
+    if len(letters) > _LISTED:
+        print(f"... and more; these are the oldest {_LISTED}.")
+
+
+async def _show(session: AsyncSession, options: argparse.Namespace) -> None:
+    [letter] = await _selected(session, options)
+    fields = {
+        "id": str(letter.id),
+        "job": letter.name,
+        "job id": letter.job_id,
+        "tries": str(letter.tries),
+        "ordering key": letter.ordering_key or "-",
+        "enqueued at": _time(letter.enqueued_at),
+        "failed at": _time(letter.failed_at),
+        **letter.context,
+        "error": letter.error,
+    }
+    width = max(map(len, fields))
+    for name, value in fields.items():
+        print(f"{name:<{width}}  {value}")
+    print(f"\nPayload\n{json.dumps(letter.payload, indent=2, ensure_ascii=False)}")
+    print(f"\n{letter.traceback}", end="")
+
+
+async def _retry(session: AsyncSession, options: argparse.Namespace) -> None:
+    letters = await _selected(session, options)
+    if options.payload is not None and len(letters) > 1:
+        sys.exit("--payload is for one job.")
+    for letter in letters:
+        again = await dead_letters.retry(session, letter, options.payload)
+        outcome = "handed over" if again else "is under way already"
+        print(f"{_short(letter)}  {letter.name}: {outcome}")
+
+
+async def _discard(session: AsyncSession, options: argparse.Namespace) -> None:
+    for letter in await _selected(session, options):
+        await dead_letters.discard(session, letter)
+        print(f"{_short(letter)}  {letter.name}: discarded")
+
+
+async def _selected(session: AsyncSession, options: argparse.Namespace) -> Sequence[DeadLetter]:
+    name = getattr(options, "name", None)
+    if not (options.ids or name or getattr(options, "all", False)):
+        sys.exit("Say which: ids, --name or --all.")
+    letters = await dead_letters.find(session, name=name)
+    if not options.ids:
+        return letters
+    return [_the_one(letters, text) for text in options.ids]
+
+
+def _the_one(letters: Sequence[DeadLetter], text: str) -> DeadLetter:
+    wanted = text.lower().replace("-", "")
+    found = [letter for letter in letters if letter.id.hex.endswith(wanted)]
+    if len(found) != 1:
+        problem = "No dead letter's id ends" if not found else "Several dead letters' ids end"
+        sys.exit(f"{problem} in {text}.")
+    return found[0]
+
+
+def _short(letter: DeadLetter) -> str:
+    # Version 7 ids begin with the time, so it is the end that differs.
+    return letter.id.hex[-8:]
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def _summary(letter: DeadLetter) -> str:
+    line = " ".join(letter.error.split())
+    return line if len(line) <= _ERROR_WIDTH else f"{line[: _ERROR_WIDTH - 3]}..."
+
+
+def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    for row in (header, *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+_COMMANDS = {"list": _list, "show": _show, "retry": _retry, "discard": _discard}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Cached answers: loaded once, by one, for one principal, and never older than the last commit."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import anyio
+import pytest
+from pydantic import BaseModel, SecretStr
+
+from app.core.background import BackgroundRunner
+from app.core.cache import Cache, CacheSettings, CacheSpace
+from app.core.database import Database
+from app.core.events import EventBus, record
+from app.core.redis import RedisClient, RedisSettings, open_redis
+from app.settings import Settings
+from devtools.valkey import ValkeyServer
+
+
+class Thing(BaseModel):
+    """What is cached."""
+
+    number: int
+
+
+class OtherThing(BaseModel):
+    """What it became in a later release."""
+
+    number: int
+    name: str = ""
+
+
+THINGS = CacheSpace("things", Thing)
+KEY = "app:cache:things:ada:1"
+
+OpenCache = Callable[..., AbstractAsyncContextManager[Cache]]
+
+
+class Source:
+    """Where things come from; counts how often it is asked."""
+
+    def __init__(self, number: int = 1, seconds: float = 0) -> None:
+        self.number = number
+        self.seconds = seconds
+        self.loads = 0
+
+    async def load(self) -> Thing:
+        self.loads += 1
+        number = self.number
+        await asyncio.sleep(self.seconds)
+        return Thing(number=number)
+
+
+@pytest.fixture
+def open_cache(redis_url: str, settings: Settings) -> OpenCache:
+    """A cache as another process would have it: nothing but Redis is shared."""
+
+    @asynccontextmanager
+    async def run(url: str = redis_url, seconds: float = 10) -> AsyncIterator[Cache]:
+        own = RedisSettings(REDIS_URL=SecretStr(url), REDIS_TIMEOUT_SECONDS=seconds)
+        async with open_redis(own) as client, BackgroundRunner(settings) as background:
+            yield Cache(CacheSettings(), client, EventBus(background))
+
+    return run
+
+
+@pytest.fixture
+async def cache(open_cache: OpenCache) -> AsyncIterator[Cache]:
+    async with open_cache() as cache:
+        yield cache
+
+
+@pytest.fixture
+async def redis(redis_client: RedisClient) -> RedisClient:
+    return redis_client
+
+
+async def get(cache: Cache, source: Source, owner: str = "ada", item: str = "1") -> int:
+    return (await cache.get_or_load(THINGS, owner, item, source.load)).number
+
+
+async def test_what_is_cached_is_not_loaded_again(cache: Cache) -> None:
+    source = Source()
+    assert [await get(cache, source) for _ in range(3)] == [1, 1, 1]
+    assert source.loads == 1
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers wait for each other however slow the machine is."""
+    monkeypatch.setattr("app.core.cache._WAIT_SECONDS", 30)
+    monkeypatch.setattr("app.core.cache._LEASE_SECONDS", 60)
+
+
+@pytest.mark.usefixtures("patience")
+async def test_a_stampede_of_200_loads_once(cache: Cache) -> None:
+    source = Source(seconds=0.2)
+    assert set(await asyncio.gather(*(get(cache, source) for _ in range(200)))) == {1}
+    assert source.loads == 1
+
+
+@pytest.mark.usefixtures("patience")
+async def test_a_stampede_on_two_processes_loads_once(open_cache: OpenCache) -> None:
+    source = Source(seconds=0.2)
+    async with open_cache() as one, open_cache() as other:
+        caches = [one, other]
+        await asyncio.gather(*(get(caches[n % 2], source) for n in range(200)))
+    assert source.loads == 1
+
+
+async def test_nobody_is_given_the_answer_of_another_principal(cache: Cache) -> None:
+    # Pairs that would be one if the parts of a key were simply joined.
+    pairs = [("a", "b:c"), ("a:b", "c"), ("a%3Ab", "c"), ("b", "c")]
+    for number, (owner, item) in enumerate(pairs):
+        assert await get(cache, Source(number), owner, item) == number
+
+
+async def test_a_reader_does_not_store_what_a_writer_has_changed_meanwhile(cache: Cache) -> None:
+    old, new = Source(1, seconds=0.2), Source(2)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(get, cache, old)
+        await anyio.sleep(0.05)
+        assert old.loads == 1
+        # The writer commits and has the entry forgotten while the reader holds the old row.
+        await cache.forget(KEY)
+        # Nor does the next reader wait for the one who came too early.
+        assert await get(cache, new) == 2
+    assert await get(cache, new) == 2
+    assert new.loads == 1
+
+
+async def test_another_schema_does_not_read_the_entry(cache: Cache) -> None:
+    async def load_other() -> OtherThing:
+        return OtherThing(number=2, name="two")
+
+    assert await get(cache, Source(1)) == 1
+    later = CacheSpace("things", OtherThing)
+    assert (await cache.get_or_load(later, "ada", "1", load_other)).name == "two"
+    # An older process that is still running reads its own again; a change is one for both.
+    assert await get(cache, Source(3)) == 3
+    await cache.forget(KEY)
+    assert await get(cache, Source(4)) == 4
+
+
+async def test_an_error_is_not_cached_and_does_not_hold_up_the_others(cache: Cache) -> None:
+    loading = asyncio.Event()
+
+    async def fail() -> Thing:
+        loading.set()
+        await asyncio.sleep(0.1)
+        raise LookupError
+
+    first = asyncio.create_task(cache.get_or_load(THINGS, "ada", "1", fail))
+    await loading.wait()
+    start = time.monotonic()
+    assert await get(cache, Source()) == 1
+    assert time.monotonic() - start < 0.9
+    with pytest.raises(LookupError):
+        await first
+
+
+async def test_a_reader_that_is_cancelled_leaves_the_work_to_the_next(cache: Cache) -> None:
+    with anyio.move_on_after(0.05):
+        await get(cache, Source(seconds=10))
+    start = time.monotonic()
+    assert await get(cache, Source(2)) == 2
+    assert time.monotonic() - start < 0.9
+
+
+async def test_a_process_that_died_while_loading_holds_nobody_up_for_long(
+    cache: Cache, open_cache: OpenCache
+) -> None:
+    async with open_cache() as other:
+        loading = asyncio.create_task(get(other, Source(seconds=5)))
+        await asyncio.sleep(0.2)
+        start = time.monotonic()
+        assert await get(cache, Source(2)) == 2
+        assert 0.5 < time.monotonic() - start < 2.5
+        loading.cancel()
+        await asyncio.wait([loading])
+
+
+async def test_entries_end_at_different_moments_and_not_after_their_time(
+    cache: Cache, redis: RedisClient
+) -> None:
+    for item in range(20):
+        await get(cache, Source(), item=str(item))
+    lives = [await redis.raw.pttl(f"app:cache:things:ada:{item}") for item in range(20)]
+    assert max(lives) <= 60_000
+    assert min(lives) > 50_000
+    assert max(lives) - min(lives) > 500
+
+
+async def test_an_entry_that_cannot_be_read_is_replaced(cache: Cache, redis: RedisClient) -> None:
+    await get(cache, Source(1))
+    entry = await redis.raw.get(KEY)
+    assert isinstance(entry, bytes)
+    await redis.raw.set(KEY, entry.replace(b"number", b"nothing"))
+    assert await get(cache, Source(2)) == 2
+    assert await get(cache, Source(3)) == 3
+
+
+async def test_without_redis_everything_is_loaded(
+    open_cache: OpenCache, private_redis: ValkeyServer
+) -> None:
+    source = Source()
+    async with open_cache(private_redis.start().url(), seconds=0.5) as cache:
+        private_redis.kill()
+        start = time.monotonic()
+        for _ in range(50):
+            assert await get(cache, source) == 1
+        assert time.monotonic() - start < 2
+    assert source.loads == 50
+
+
+async def test_what_changed_during_an_outage_is_forgotten_before_it_could_be_read(
+    open_cache: OpenCache, private_redis: ValkeyServer
+) -> None:
+    async with open_cache(private_redis.start().url(), seconds=0.5) as cache:
+        assert await get(cache, Source(1)) == 1
+        # The server does not die: it will still have the entry.
+        private_redis.pause()
+        assert await get(cache, Source(2)) == 2
+        # Known to be away: the removal is not even sent.
+        await cache.forget(KEY)
+        private_redis.resume()
+        with anyio.fail_after(15):
+            while not cache._redis.is_available:
+                assert await get(cache, Source(3)) == 3
+                await anyio.sleep(0.02)
+        assert await get(cache, Source(4)) == 4
+
+
+async def test_a_commit_is_read_by_whoever_asks_after_it(
+    database: Database, lifespan_state: dict[str, Cache]
+) -> None:
+    cache = lifespan_state["cache"]
+    await get(cache, Source(1))
+
+    with pytest.raises(LookupError):
+        async with database.transaction() as session:
+            record(session, THINGS.changed("ada", 1))
+            raise LookupError
+    assert await get(cache, Source(2)) == 1
+
+    async with database.transaction() as session:
+        record(session, THINGS.changed("ada", 1))
+        # Not before the commit: others would only cache the old row again.
+        assert await get(cache, Source(3)) == 1
+    assert await get(cache, Source(4)) == 4

@@ -1,0 +1,275 @@
+"""Rate limits in Redis: exact, shared, honest about the wait, and what becomes of them without."""
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from pydantic import SecretStr
+from structlog.testing import capture_logs
+
+from app.core.errors import ServiceUnavailableError
+from app.core.rate_limit import RateLimit
+from app.core.redis import RedisClient, RedisSettings, open_redis
+from app.core.redis_rate_limit import OnRedisOutage, RedisRateLimiter, RedisRateLimitSettings
+from app.settings import Settings
+from devtools.valkey import ValkeyServer
+from tests.fixtures.application import Connect, MakeApp
+from tests.fixtures.server import Serve, ServedProcess
+
+KEY = "app:rate-limit:key"
+
+
+def limiter_of(client: RedisClient, mode: OnRedisOutage = OnRedisOutage.LOCAL) -> RedisRateLimiter:
+    return RedisRateLimiter(RedisRateLimitSettings(RATE_LIMIT_ON_REDIS_OUTAGE=mode), client)
+
+
+async def ask(client: RedisClient, command: str, *arguments: str) -> Any:
+    """Run a command on the key; the types of the client's own methods differ between versions."""
+    script = client.raw.register_script("return redis.call(ARGV[1], KEYS[1], unpack(ARGV, 2))")
+    return await script([KEY], [command, *arguments])
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[RedisClient]:
+    settings = RedisSettings(REDIS_URL=SecretStr(redis_url), REDIS_TIMEOUT_SECONDS=10)
+    async with open_redis(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def limiter(client: RedisClient) -> RedisRateLimiter:
+    return limiter_of(client)
+
+
+async def test_exactly_the_limit_of_many_concurrent_requests_passes(
+    limiter: RedisRateLimiter, settings: Settings
+) -> None:
+    limit = RateLimit(10, 60)
+    async with open_redis(settings.model_copy(update={"REDIS_KEY_PREFIX": "app"})) as other:
+        limiters = [limiter, limiter_of(other)]
+        decisions = await asyncio.gather(*(limiters[n % 2].hit("key", limit) for n in range(100)))
+    assert sum(decision.allowed for decision in decisions) == 10
+    assert sorted(d.remaining for d in decisions if d.allowed) == list(range(10))
+
+
+async def test_a_steady_rate_just_below_the_limit_is_never_refused(
+    limiter: RedisRateLimiter,
+) -> None:
+    # Each waits for the one before, so that on a busy machine they come later, never closer.
+    for _ in range(40):
+        assert (await limiter.hit("key", RateLimit(10, 0.3))).allowed
+        await asyncio.sleep(0.031)
+
+
+async def test_waiting_as_long_as_told_is_enough(limiter: RedisRateLimiter) -> None:
+    limit = RateLimit(2, 0.5)
+    await limiter.hit("key", limit)
+    await asyncio.sleep(0.2)
+    await limiter.hit("key", limit)
+    refused = await limiter.hit("key", limit)
+    assert (refused.allowed, refused.remaining) == (False, 0)
+    assert 0 < refused.reset_after_seconds <= 0.3
+    await asyncio.sleep(refused.reset_after_seconds)
+    assert (await limiter.hit("key", limit)).allowed
+
+
+async def test_refused_requests_neither_count_nor_take_memory(
+    limiter: RedisRateLimiter, client: RedisClient
+) -> None:
+    limit = RateLimit(5, 60)
+    first = await limiter.hit("key", limit)
+    assert first == (True, 5, 4, 60)
+    for _ in range(50):
+        last = await limiter.hit("key", limit)
+    assert not last.allowed
+    assert 50 < last.reset_after_seconds < 60
+    assert await ask(client, "LLEN") == 5
+    assert 50_000 < await client.raw.pttl(KEY) <= 60_000
+
+
+@pytest.mark.parametrize("expired", [0, 1, 2, 3, 7, 50, 99, 100])
+async def test_only_what_is_older_than_the_window_is_dropped(
+    limiter: RedisRateLimiter, client: RedisClient, expired: int
+) -> None:
+    seconds, microseconds = await client.raw.time()
+    now = seconds * 1_000_000 + microseconds
+    times = [now - 200_000_000 + n for n in range(expired)]
+    times += [now - 50_000_000 + n for n in range(100 - expired)]
+    await ask(client, "RPUSH", *map(str, times))
+    decision = await limiter.hit("key", RateLimit(200, 100))
+    assert decision.remaining == 200 - (100 - expired) - 1
+    if expired < 100:
+        assert decision.reset_after_seconds == pytest.approx(50, abs=5)
+
+
+async def test_a_server_clock_that_goes_back_refuses_nobody_for_long(
+    limiter: RedisRateLimiter, client: RedisClient
+) -> None:
+    seconds, _ = await client.raw.time()
+    await ask(client, "RPUSH", str((seconds + 3600) * 1_000_000))
+    decisions = [await limiter.hit("key", RateLimit(2, 60)) for _ in range(2)]
+    assert [decision.allowed for decision in decisions] == [True, False]
+    assert decisions[1].reset_after_seconds <= 60
+
+
+async def test_a_server_that_has_forgotten_the_script_is_taught_again(
+    limiter: RedisRateLimiter, client: RedisClient
+) -> None:
+    await limiter.hit("key", RateLimit(2, 60))
+    await client.raw.script_flush()
+    assert (await limiter.hit("key", RateLimit(2, 60))).remaining == 0
+
+
+@pytest.fixture
+async def private_client(private_redis: ValkeyServer) -> AsyncIterator[RedisClient]:
+    url = private_redis.start().url()
+    settings = RedisSettings(REDIS_URL=SecretStr(url), REDIS_TIMEOUT_SECONDS=0.3)
+    async with open_redis(settings) as client:
+        yield client
+
+
+async def recovered(client: RedisClient) -> None:
+    with anyio.fail_after(15):
+        while not client.is_available:
+            await anyio.sleep(0.02)
+
+
+async def test_without_redis_each_process_counts_for_itself_and_says_so_once(
+    private_client: RedisClient, private_redis: ValkeyServer
+) -> None:
+    limiter = limiter_of(private_client)
+    limit = RateLimit(3, 60)
+    with capture_logs() as logs:
+        await limiter.hit("key", limit)
+        private_redis.kill()
+        allowed = [(await limiter.hit("key", limit)).allowed for _ in range(50)]
+        assert allowed == [True] * 3 + [False] * 47
+        private_redis.start()
+        await recovered(private_client)
+        assert (await limiter.hit("key", limit)).remaining == 2
+    events = [line["event"] for line in logs]
+    assert sorted(events) == sorted(
+        [
+            "redis_unavailable",
+            "rate_limits_not_shared",
+            "redis_recovered",
+            "rate_limits_shared_again",
+        ]
+    )
+
+
+async def test_without_redis_nobody_is_limited_when_the_setting_says_open(
+    private_client: RedisClient, private_redis: ValkeyServer
+) -> None:
+    limiter = limiter_of(private_client, OnRedisOutage.OPEN)
+    private_redis.kill()
+    decisions = [await limiter.hit("key", RateLimit(3, 60)) for _ in range(10)]
+    assert all(decision.allowed for decision in decisions)
+
+
+async def test_without_redis_nobody_passes_when_the_setting_says_closed(
+    private_client: RedisClient, private_redis: ValkeyServer
+) -> None:
+    limiter = limiter_of(private_client, OnRedisOutage.CLOSED)
+    private_redis.kill()
+    for _ in range(3):
+        with pytest.raises(ServiceUnavailableError) as refused:
+            await limiter.hit("key", RateLimit(3, 60))
+        assert refused.value.headers == {"Retry-After": "1"}
+
+
+APP = "tests.limited_service:create_app"
+PATH = "/api/v1/sample/limited"
+
+
+async def test_exactly_the_limit_passes_through_two_processes(serve: Serve) -> None:
+    # Patience with a busy machine: after a timeout each process would count for itself.
+    env = {"RATE_LIMIT_REQUESTS": "10", "RATE_LIMIT_WINDOW_SECONDS": "60"}
+    env["REDIS_TIMEOUT_SECONDS"] = "10"
+    async with (
+        serve(env=env, app=APP) as one,
+        serve(env=env, app=APP) as other,
+        httpx2.AsyncClient(timeout=30) as client,
+    ):
+        urls = [f"{one.url}{PATH}", f"{other.url}{PATH}"]
+        answers = await asyncio.gather(*(client.get(urls[n % 2]) for n in range(100)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 10 + [429] * 90
+    for answer in answers:
+        if answer.status_code == 429:
+            assert answer.headers["Retry-After"] == answer.headers["RateLimit-Reset"]
+            assert 50 <= int(answer.headers["Retry-After"]) <= 60
+
+
+async def test_an_outage_of_redis_costs_no_answer_and_little_time(
+    serve: Serve, private_redis: ValkeyServer
+) -> None:
+    env = {
+        "REDIS_URL": private_redis.start().url(),
+        "REDIS_TIMEOUT_SECONDS": "0.5",
+        "HEALTH_CACHE_SECONDS": "0",
+    }
+    async with (
+        serve(env=env, app=APP) as server,
+        httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
+    ):
+        await _serves(client, ready=True, slowest=1)
+        private_redis.kill()
+        await _serves(client, ready=False, slowest=1)
+        private_redis.start()
+        await _recovers(server, outages=1)
+        await _serves(client, ready=True, slowest=1)
+        # Worse than a dead server: one that takes connections and never answers.
+        private_redis.pause()
+        await _serves(client, ready=False, slowest=1.5)
+        private_redis.resume()
+        await _recovers(server, outages=2)
+        await _serves(client, ready=True, slowest=1)
+    assert server.logs().count("rate_limits_not_shared") == 2
+
+
+async def test_readiness_can_do_without_redis(
+    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer
+) -> None:
+    url = private_redis.start().url()
+    app = make_app(REDIS_URL=url, HEALTH_OPTIONAL_CHECKS=["redis"], HEALTH_CACHE_SECONDS=0)
+    async with connect(app) as client:
+        private_redis.kill()
+        answer = await client.get("/health/ready")
+    assert answer.status_code == 200
+    assert answer.json()["status"] == "ready"
+    assert answer.json()["checks"]["redis"] == "failed"
+
+
+async def _serves(client: httpx2.AsyncClient, *, ready: bool, slowest: float) -> None:
+    times: list[float] = []
+    for _ in range(50):
+        start = time.monotonic()
+        answer = await client.get(PATH)
+        times.append(time.monotonic() - start)
+        assert answer.status_code == 200
+    assert max(times) < slowest
+    # Only the first one had to find out.
+    assert math.fsum(sorted(times)[:-1]) < 2
+    readiness = await client.get("/health/ready")
+    assert readiness.status_code == (200 if ready else 503)
+    assert readiness.json()["checks"]["redis"] == ("ok" if ready else "failed")
+
+
+async def _recovers(server: ServedProcess, outages: int) -> None:
+    with anyio.fail_after(15):
+        while server.logs().count("redis_recovered") < outages:
+            await anyio.sleep(0.05)
+
+
+async def test_the_service_starts_while_redis_is_down(serve: Serve) -> None:
+    env = {"REDIS_URL": "redis://127.0.0.1:1/0"}
+    async with (
+        serve(env=env, app=APP) as server,
+        httpx2.AsyncClient(base_url=server.url) as client,
+    ):
+        await _serves(client, ready=False, slowest=1)

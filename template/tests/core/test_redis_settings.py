@@ -1,0 +1,94 @@
+"""Where Redis is: which URLs are taken, which are refused, and that none is ever shown."""
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.core.redis_settings import RedisSettings, normalize_url
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        ("redis://localhost", "redis://localhost"),
+        ("redis://localhost:6380/3", "redis://localhost:6380/3"),
+        ("rediss://:pass@cache.example:6380/0", "rediss://:pass@cache.example:6380/0"),
+        ("redis://ada:p%40ss%2Fw%25rd@host:6379/0", "redis://ada:p%40ss%2Fw%25rd@host:6379/0"),
+        ("redis://:p@ss@host/0", "redis://:p%40ss@host/0"),
+        ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
+        ("valkey://host/1", "redis://host/1"),
+        ("valkeys://host/1", "rediss://host/1"),
+        ("unix:///run/redis.sock?db=2", "unix:///run/redis.sock?db=2"),
+        ("unix://:pass@/run/redis.sock", "unix://:pass@/run/redis.sock"),
+        (
+            "rediss://host/0?ssl_ca_certs=%2Fetc%2Fca.pem",
+            "rediss://host/0?ssl_ca_certs=%2Fetc%2Fca.pem",
+        ),
+    ],
+)
+def test_a_url_of_one_server_is_taken(url: str, normal: str) -> None:
+    assert normalize_url(url) == normal
+    assert normalize_url(normal) == normal
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://host:26379/mymaster/0",
+        "redis-sentinel://host:26379",
+        "rediss+cluster://host:6379",
+        "redis+cluster://host:6379",
+        "redis://one:6379,two:6379/0",
+    ],
+)
+def test_sentinel_and_cluster_are_refused_by_name(url: str) -> None:
+    with pytest.raises(ValueError, match="Sentinel or Cluster"):
+        normalize_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6379",
+        "http://hunter2@localhost",
+        "redis://",
+        "redis://:hunter2@:6379",
+        "redis://:hunter2/x@host:6379",
+        "redis://:hunter2#x@host:6379",
+        "redis://host:hunter2",
+        "redis://host:99999",
+        "redis://host/hunter2",
+        "redis://host/0?hunter2=1",
+        "redis://host/0?ssl_cert_reqs=none",
+        "rediss://host/0?ssl_cert_reqs=hunter2",
+        "unix://hunter2/x",
+        "unix:///run/redis.sock?db=hunter2",
+        "redis+sentinel://:hunter2@host",
+    ],
+)
+def test_a_wrong_url_stops_the_start_and_is_not_shown(url: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        RedisSettings(REDIS_URL=SecretStr(url))
+    [problem] = refused.value.errors(include_input=False, include_url=False)
+    assert problem["loc"] == ("REDIS_URL",)
+    assert "hunter2" not in problem["msg"]
+
+
+@pytest.mark.parametrize("url", ["redis://:password@host/0", "redis://:foobared@host/0"])
+def test_production_refuses_a_well_known_password(url: str) -> None:
+    [problem] = RedisSettings(REDIS_URL=SecretStr(url)).production_problems()
+    assert "well-known" in problem
+
+
+def test_production_refuses_to_guess_where_redis_is() -> None:
+    [problem] = RedisSettings().production_problems()
+    assert problem == "REDIS_URL: must be set in production"
+
+
+@pytest.mark.parametrize("url", ["redis://host", "rediss://:long-and-random@host"])
+def test_production_takes_a_server_without_or_with_its_own_password(url: str) -> None:
+    assert not list(RedisSettings(REDIS_URL=SecretStr(url)).production_problems())
+
+
+def test_the_settings_do_not_show_the_password() -> None:
+    assert "hunter2" not in repr(RedisSettings(REDIS_URL=SecretStr("redis://:hunter2@host")))

@@ -1,0 +1,210 @@
+import csv
+import io
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid4
+
+import httpx2
+import pytest
+from sqlalchemy import func, select
+
+from app.core.database import Database
+from app.core.job_runner import JobRunner
+from app.core.jobs import JobRegistry
+from app.core.outbox import Ticket
+from app.orders.exports import jobs as export_jobs
+from app.orders.exports import repository, service
+from app.orders.exports.models import OrderExport, OrderExportChunk
+from app.orders.models import Order, OrderLine, OrderStatus
+from app.settings import Settings
+from tests.factories.orders import OrderFactory
+from tests.fixtures.jobs import Jobs, Work, eventually
+
+PATH = "/api/v1/orders/exports"
+
+
+async def make(jobs: Jobs, settings: Settings) -> None:
+    """Do in this process what a worker would do."""
+    registry = JobRegistry.of([export_jobs])
+    async with httpx2.AsyncClient() as client:
+        runner = JobRunner(registry, jobs.database, client, settings)
+        for row in await jobs.rows():
+            await runner.run(Ticket(row.id, row.tries))
+
+
+def parse(response: httpx2.Response) -> list[dict[str, str]]:
+    assert response.status_code == 200
+    return list(csv.DictReader(io.StringIO(response.content.decode(), newline="")))
+
+
+async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
+    client: httpx2.AsyncClient, work: Work, orders: OrderFactory
+) -> None:
+    [order] = await orders.placed()
+    accepted = await client.post(PATH)
+    assert accepted.status_code == 202
+    assert accepted.json()["status"] == "pending"
+    location = accepted.headers["location"]
+    assert location == f"{PATH}/{accepted.json()['id']}"
+    pending = await client.get(location)
+    assert (pending.json(), pending.headers["retry-after"]) == (accepted.json(), "1")
+    assert (await client.get(f"{location}/file")).status_code == 409
+
+    async def look() -> dict[str, Any]:
+        export: dict[str, Any] = (await client.get(location)).json()
+        return export
+
+    async with work():
+        export = await eventually(look, lambda found: found["status"] == "ready")
+
+    assert export["order_count"] == 1
+    file = await client.get(f"{location}/file", headers={"Accept-Encoding": "identity"})
+    assert file.headers["content-type"] == "text/csv; charset=utf-8; header=present"
+    assert int(file.headers["content-length"]) == len(file.content) == export["size"]
+    assert file.headers["cache-control"] == "private, no-store"
+    assert "attachment" in file.headers["content-disposition"]
+    assert parse(file) == [
+        {
+            "order_id": str(order.id),
+            "status": "placed",
+            "created_at": order.created_at.isoformat(),
+            "customer_email": "ada@example.com",
+            "order_total": "33.90",
+            "sku": sku,
+            "quantity": quantity,
+            "unit_price": price,
+        }
+        for sku, quantity, price in (("TEA-250", "2", "12.50"), ("MUG-WHITE", "1", "8.90"))
+    ]
+
+
+async def test_nobody_sees_the_exports_or_the_orders_of_another(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    orders: OrderFactory,
+    act_as_header: str,
+    settings: Settings,
+) -> None:
+    mine = (await orders.owned_by("ada").placed())[0]
+    await orders.owned_by("eve").placed()
+    ada, eve = {act_as_header: "ada"}, {act_as_header: "eve"}
+    location = (await client.post(PATH, headers=ada)).headers["location"]
+    await make(jobs, settings)
+
+    for path in (location, f"{location}/file"):
+        assert (await client.get(path, headers=eve)).status_code == 404
+        assert (await client.get(path, headers=ada)).status_code == 200
+    lines = parse(await client.get(f"{location}/file", headers=ada))
+    assert {line["order_id"] for line in lines} == {str(mine.id)}
+
+
+async def test_cells_that_a_spreadsheet_would_execute_are_text(
+    client: httpx2.AsyncClient, jobs: Jobs, database: Database, settings: Settings
+) -> None:
+    skus = ['=HYPERLINK("https://evil.example";"x")', "+1", "-1", "@SUM(A1)", "plain", "a=b"]
+    now = datetime.now(UTC)
+    async with database.transaction() as session:
+        session.add(
+            Order(
+                owner_id="anonymous",
+                customer_email="=cmd@example.com",
+                status=OrderStatus.PLACED,
+                lines=[
+                    OrderLine(position=position, sku=sku, quantity=1, unit_price=Decimal(1))
+                    for position, sku in enumerate(skus)
+                ],
+                total=Decimal(len(skus)),
+                created_at=now,
+                updated_at=now,
+            )
+        )
+    location = (await client.post(PATH)).headers["location"]
+    await make(jobs, settings)
+
+    lines = parse(await client.get(f"{location}/file"))
+
+    assert [line["sku"] for line in lines] == [f"'{sku}" for sku in skus[:4]] + skus[4:]
+    assert {line["customer_email"] for line in lines} == {"'=cmd@example.com"}
+
+
+async def test_a_file_of_many_pages_and_pieces_is_whole(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    orders: OrderFactory,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repository, "_ORDERS_AT_ONCE", 3)
+    monkeypatch.setattr(service, "_CHUNK_BYTES", 100)
+    stored = await orders.placed(10)
+    location = (await client.post(PATH)).headers["location"]
+    await make(jobs, settings)
+
+    lines = parse(await client.get(f"{location}/file"))
+
+    assert [line["order_id"] for line in lines[::2]] == [str(order.id) for order in stored]
+
+
+async def test_an_export_that_is_made_twice_has_one_file(
+    client: httpx2.AsyncClient, jobs: Jobs, database: Database, orders: OrderFactory
+) -> None:
+    await orders.placed(2)
+    export_id = UUID((await client.post(PATH)).json()["id"])
+    for _ in range(2):
+        async with database.transaction() as session:
+            await service.ExportMaker(database, session).make(export_id, "anonymous")
+
+    lines = parse(await client.get(f"{PATH}/{export_id}/file"))
+    assert len(lines) == 4
+    assert len(await jobs.rows()) == 1
+
+
+async def test_the_owner_of_an_export_that_fails_is_told(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    location = (await client.post(PATH)).headers["location"]
+    monkeypatch.setattr(service.ExportMaker, "make", fail)
+    await make(jobs, settings)
+
+    assert (await client.get(location)).json()["status"] == "failed"
+    assert (await client.get(f"{location}/file")).status_code == 409
+    assert len(await jobs.letters()) == 1
+
+
+async def test_a_repeated_request_with_one_key_makes_one_export(
+    client: httpx2.AsyncClient, jobs: Jobs
+) -> None:
+    answers = [await client.post(PATH, headers={"Idempotency-Key": "once"}) for _ in range(2)]
+
+    assert [answer.status_code for answer in answers] == [202, 202]
+    assert answers[0].headers["location"] == answers[1].headers["location"]
+    assert len(await jobs.rows()) == 1
+
+
+async def test_exports_are_no_order_called_exports(client: httpx2.AsyncClient) -> None:
+    assert (await client.get(f"{PATH}/{uuid4()}")).json()["type"].endswith("export-not-found")
+
+
+async def test_old_exports_are_deleted_with_their_files(
+    client: httpx2.AsyncClient, jobs: Jobs, database: Database, settings: Settings
+) -> None:
+    ids = [UUID((await client.post(PATH)).json()["id"]) for _ in range(2)]
+    await make(jobs, settings)
+    async with database.transaction() as session:
+        export = await session.get_one(OrderExport, ids[0])
+        export.created_at = datetime.now(UTC) - timedelta(days=8)
+    async with database.transaction() as session:
+        assert await service.delete_old(session) == 1
+
+    async with database.read_only() as session:
+        kept: Sequence[UUID] = (await session.scalars(select(OrderExport.id))).all()
+        chunks = await session.scalar(select(func.count()).select_from(OrderExportChunk))
+    assert (kept, chunks) == ([ids[1]], 1)
