@@ -164,7 +164,7 @@ class AccessTokens:
                 options={"require": _REQUIRED, "strict_aud": True},
             )
             return _claims(payload)
-        except jwt.InvalidTokenError as error:
+        except jwt.PyJWTError as error:
             raise InvalidTokenError(type(error).__name__) from None
         # Deeply nested JSON, numbers out of range and the like: no token may answer 500.
         except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:

@@ -152,6 +152,10 @@ def _secret_key(variable: str, secret: SecretStr) -> SigningKey:
     if len(key) < MIN_SECRET_BYTES:
         message = f"{variable}: must have {MIN_SECRET_BYTES} bytes at least"
         raise SettingError(message)
+    if _PEM_BLOCK.search(secret.get_secret_value()):
+        # Its public half is known to many.
+        message = f"{variable}: is a key as PEM; that is for JWT_PRIVATE_KEY"
+        raise SettingError(message)
     # Tells nobody more about the key than a signature does.
     kid = sha256(b"kid:" + key).hexdigest()[:16]
     return SigningKey(key, VerificationKey(kid, "HS256", key))
