@@ -98,6 +98,9 @@ async def test_nobody_sees_the_exports_or_the_orders_of_another(
         assert (await client.get(path, headers=ada)).status_code == 200
     lines = parse(await client.get(f"{location}/file", headers=ada))
     assert {line["order_id"] for line in lines} == {str(mine.id)}
+    [listed] = (await client.get(PATH, headers=ada)).json()["items"]
+    assert location.endswith(listed["id"])
+    assert (await client.get(PATH, headers=eve)).json() == {"items": [], "next_cursor": None}
 
 
 async def test_cells_that_a_spreadsheet_would_execute_are_text(
@@ -187,6 +190,16 @@ async def test_a_repeated_request_with_one_key_makes_one_export(
     assert [answer.status_code for answer in answers] == [202, 202]
     assert answers[0].headers["location"] == answers[1].headers["location"]
     assert len(await jobs.rows()) == 1
+
+
+async def test_exports_are_listed_newest_first_page_by_page(client: httpx2.AsyncClient) -> None:
+    made = [(await client.post(PATH)).json()["id"] for _ in range(3)]
+
+    first = (await client.get(PATH, params={"limit": 2})).json()
+    second = (await client.get(PATH, params={"limit": 2, "cursor": first["next_cursor"]})).json()
+
+    assert [item["id"] for item in first["items"] + second["items"]] == made[::-1]
+    assert second["next_cursor"] is None
 
 
 async def test_exports_are_no_order_called_exports(client: httpx2.AsyncClient) -> None:
