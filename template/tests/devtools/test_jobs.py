@@ -54,22 +54,23 @@ async def test_a_poison_job_is_listed_shown_repaired_and_replayed(
             await definitions.out_of_order.enqueue(session, Note(file=file))
         [letter] = await eventually(jobs.letters, bool)
 
-        [header, line] = (await command("list")).splitlines()
-        assert header.split()[:4] == ["ID", "JOB", "TRIES", "FAILED"]
-        short, name, tries, *_, error = line.split(maxsplit=5)
-        assert (name, tries, error) == ("tests.out_of_order", "3", "ValueError: out of order")
-        shown = await command("show", short)
-        assert json.dumps(str(file)) in shown
-        assert shown.endswith("ValueError: out of order\n")
+    [header, line] = (await command("list")).splitlines()
+    assert header.split()[:4] == ["ID", "JOB", "TRIES", "FAILED"]
+    short, name, tries, *_, error = line.split(maxsplit=5)
+    assert (name, tries, error) == ("tests.out_of_order", "3", "ValueError: out of order")
+    shown = await command("show", short)
+    assert json.dumps(str(file)) in shown
+    assert shown.endswith("ValueError: out of order\n")
 
-        file.with_suffix(".repaired").touch()
-        assert await command("retry", str(letter.id)) == f"{short}  {name}: handed over\n"
+    file.with_suffix(".repaired").touch()
+    assert await command("retry", str(letter.id)) == f"{short}  {name}: handed over\n"
+    assert await command("list") == "No dead letters.\n"
 
-        def read() -> list[str]:
-            return file.read_text().splitlines()
+    def read() -> list[str]:
+        return file.read_text().splitlines()
 
+    async with work_here():
         await eventually(lambda: anyio.to_thread.run_sync(read), lambda found: len(found) == 4)
-        assert await command("list") == "No dead letters.\n"
     assert read() == ["try 1", "try 2", "try 3", "try 1"]
 
 
