@@ -20,7 +20,7 @@ from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
 from app.settings import Settings
 from tests.factories.orders import OrderFactory
-from tests.fixtures.jobs import Jobs, Work, eventually
+from tests.fixtures.jobs import Jobs, WorkHere, eventually
 
 PATH = "/api/v1/orders/exports"
 
@@ -40,7 +40,7 @@ def parse(response: httpx2.Response) -> list[dict[str, str]]:
 
 
 async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
-    client: httpx2.AsyncClient, work: Work, orders: OrderFactory
+    client: httpx2.AsyncClient, work_here: WorkHere, orders: OrderFactory
 ) -> None:
     [order] = await orders.placed()
     accepted = await client.post(PATH)
@@ -56,7 +56,7 @@ async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
         export: dict[str, Any] = (await client.get(location)).json()
         return export
 
-    async with work():
+    async with work_here():
         export = await eventually(look, lambda found: found["status"] == "ready")
 
     assert export["order_count"] == 1
