@@ -136,6 +136,27 @@ async def test_only_the_holder_of_the_current_try_can_change_a_job(
         await outbox.finish(session, Ticket(ticket.id, 2))
 
 
+async def test_the_leases_of_many_jobs_are_kept_but_not_of_those_that_someone_else_has_begun(
+    jobs: Jobs, database: Database, payload: Note
+) -> None:
+    async with database.transaction() as session:
+        for _ in range(3):
+            await note.enqueue(session, payload)
+    mine, lost, done = [ticket.id for ticket in await take(database)]
+    async with database.transaction() as session:
+        await outbox.begin_try(session, Ticket(lost, 0), LEASE)
+        await outbox.finish(session, Ticket(done, 0))
+    before = {row.id: row.due_at for row in await jobs.rows()}
+    # As many as a worker may be told to run at once.
+    more = [Ticket(2**31 + number, 0) for number in range(1000)]
+
+    async with database.transaction() as session:
+        await outbox.keep(session, [*more, *(Ticket(id_, 0) for id_ in before)], 2 * LEASE)
+
+    changed = [row.id for row in await jobs.rows() if row.due_at != before[row.id]]
+    assert changed == [mine]
+
+
 async def test_only_what_was_done_long_ago_is_purged(
     jobs: Jobs, database: Database, payload: Note
 ) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
+from app.core.pagination import PageParams, Slice, fetch_slice
 from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order
 
@@ -24,6 +25,10 @@ class ExportRepository:
     async def get(self, export_id: UUID) -> OrderExport | None:
         """Return the export, or `None` when this owner has no such export."""
         return await self._session.scalar(self._mine.where(OrderExport.id == export_id))
+
+    async def list_newest(self, page: PageParams) -> Slice[OrderExport]:
+        """Return a page of exports, newest first."""
+        return await fetch_slice(self._session, self._mine, page)
 
     async def add(self, export: OrderExport) -> None:
         """Insert a new export."""

@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.events import Event, record
+from app.core.pagination import PageParams, Slice
 from app.core.principal import Principal
 from app.orders.exports import csv_file
 from app.orders.exports.exceptions import ExportNotFoundError, ExportNotReadyError
@@ -66,6 +67,10 @@ class ExportService:
         if export is None:
             raise ExportNotFoundError(f"There is no export {export_id}.")
         return export
+
+    async def list_newest(self, page: PageParams) -> Slice[OrderExport]:
+        """Return a page of the principal's exports, newest first."""
+        return await self._exports.list_newest(page)
 
     async def get_ready(self, export_id: UUID) -> OrderExport:
         """Return an export whose file can be read.

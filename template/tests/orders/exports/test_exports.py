@@ -20,7 +20,7 @@ from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
 from app.settings import Settings
 from tests.factories.orders import OrderFactory
-from tests.fixtures.jobs import Jobs, Work, eventually
+from tests.fixtures.jobs import Jobs, WorkHere, eventually
 
 PATH = "/api/v1/orders/exports"
 
@@ -40,7 +40,7 @@ def parse(response: httpx2.Response) -> list[dict[str, str]]:
 
 
 async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
-    client: httpx2.AsyncClient, work: Work, orders: OrderFactory
+    client: httpx2.AsyncClient, work_here: WorkHere, orders: OrderFactory
 ) -> None:
     [order] = await orders.placed()
     accepted = await client.post(PATH)
@@ -56,7 +56,7 @@ async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
         export: dict[str, Any] = (await client.get(location)).json()
         return export
 
-    async with work():
+    async with work_here():
         export = await eventually(look, lambda found: found["status"] == "ready")
 
     assert export["order_count"] == 1
@@ -98,6 +98,9 @@ async def test_nobody_sees_the_exports_or_the_orders_of_another(
         assert (await client.get(path, headers=ada)).status_code == 200
     lines = parse(await client.get(f"{location}/file", headers=ada))
     assert {line["order_id"] for line in lines} == {str(mine.id)}
+    [listed] = (await client.get(PATH, headers=ada)).json()["items"]
+    assert location.endswith(listed["id"])
+    assert (await client.get(PATH, headers=eve)).json() == {"items": [], "next_cursor": None}
 
 
 async def test_cells_that_a_spreadsheet_would_execute_are_text(
@@ -187,6 +190,16 @@ async def test_a_repeated_request_with_one_key_makes_one_export(
     assert [answer.status_code for answer in answers] == [202, 202]
     assert answers[0].headers["location"] == answers[1].headers["location"]
     assert len(await jobs.rows()) == 1
+
+
+async def test_exports_are_listed_newest_first_page_by_page(client: httpx2.AsyncClient) -> None:
+    made = [(await client.post(PATH)).json()["id"] for _ in range(3)]
+
+    first = (await client.get(PATH, params={"limit": 2})).json()
+    second = (await client.get(PATH, params={"limit": 2, "cursor": first["next_cursor"]})).json()
+
+    assert [item["id"] for item in first["items"] + second["items"]] == made[::-1]
+    assert second["next_cursor"] is None
 
 
 async def test_exports_are_no_order_called_exports(client: httpx2.AsyncClient) -> None:
