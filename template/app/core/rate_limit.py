@@ -65,6 +65,9 @@ class RateLimiter(Protocol):
         Refused requests are not counted: hammering does not prolong the wait.
         """
 
+    async def release(self, key: str) -> None:
+        """Take back the latest request that was counted under `key`, if there is one."""
+
 
 class MemoryRateLimiter:
     """Keeps the counts in this process: with several processes, each allows the limit for itself.
@@ -107,6 +110,13 @@ class MemoryRateLimiter:
             limit.requests - len(expiries),
             (expiries[0] - now) / _NANOSECONDS,
         )
+
+    async def release(self, key: str) -> None:
+        """Take back the latest request; a key without any must not stay."""
+        if expiries := self._expiries.get(key):
+            expiries.pop()
+            if not expiries:
+                del self._expiries[key]
 
     def __len__(self) -> int:
         """How many callers are remembered."""

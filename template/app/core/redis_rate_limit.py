@@ -1,5 +1,6 @@
 """Rate limits that all processes and replicas share, kept in Redis."""
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import Final, assert_never
 
@@ -46,6 +47,7 @@ if allowed then
 end
 return {allowed and 1 or 0, limit - count, oldest + window - now}
 """
+_RELEASE: Final = "redis.call('RPOP', KEYS[1])"
 
 logger = structlog.get_logger(__name__)
 
@@ -88,6 +90,7 @@ class RedisRateLimiter:
         self._redis = redis
         self._local = local or MemoryRateLimiter()
         self._hit = redis.raw.register_script(_HIT)
+        self._release = redis.raw.register_script(_RELEASE)
         self._without_redis = False
 
     async def hit(self, key: str, limit: RateLimit) -> Decision:
@@ -108,6 +111,12 @@ class RedisRateLimiter:
             self._without_redis = False
             logger.info("rate_limits_shared_again")
         return Decision(bool(allowed), limit.requests, remaining, reset / _MICROSECONDS)
+
+    async def release(self, key: str) -> None:
+        """Take back the latest request; where it was counted, nobody knows after an outage."""
+        await self._local.release(key)
+        with suppress(*REDIS_ERRORS):
+            await self._redis.call(lambda _: self._release([self._redis.key("rate-limit", key)]))
 
     async def _hit_without_redis(self, key: str, limit: RateLimit, error: Exception) -> Decision:
         if not self._without_redis:
