@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 
+from tests.fixtures.caller import Caller
 from tests.fixtures.server import Serve
 
 _CHECKS = (
@@ -19,11 +20,14 @@ _CHECKS = (
     "missing_required_header",
     "unsupported_method",
     "use_after_free",
+    "ignored_auth",
 )
 _EXAMPLES_FOR_EACH_OPERATION = 25
 
 
-async def test_no_request_gets_an_undescribed_answer(serve: Serve, tmp_path: Path) -> None:
+async def test_no_request_gets_an_undescribed_answer(
+    serve: Serve, trusted_caller: Caller, tmp_path: Path
+) -> None:
     command = [
         *(sys.executable, "-m", "schemathesis.cli", "run"),
         *("--checks", ",".join(_CHECKS)),
@@ -31,6 +35,8 @@ async def test_no_request_gets_an_undescribed_answer(serve: Serve, tmp_path: Pat
         # The same requests in every run: a failure is a change of the code.
         "--generation-deterministic",
         "--no-color",
+        *(f"--header={name}: {value}" for name, value in trusted_caller.headers.items()),
+        *(f"--exclude-path={path}" for path in trusted_caller.never_sent),
     ]
     # The description is not served in production.
     async with serve(env={"ENVIRONMENT": "test", "LOG_LEVEL": "WARNING"}) as server:

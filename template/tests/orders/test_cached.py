@@ -13,6 +13,7 @@ from app.orders.service import OrderConfirmation
 from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
 from tests.fixtures.application import Connect, MakeApp
+from tests.fixtures.caller import Caller
 
 PATH = "/api/v1/orders"
 
@@ -120,10 +121,11 @@ async def test_readers_and_writers_at_once_leave_nothing_outdated(
 
 
 async def test_without_redis_the_database_answers(
-    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer
+    make_app: MakeApp, connect: Connect, caller: Caller, private_redis: ValkeyServer
 ) -> None:
     url = private_redis.start().url()
     async with connect(make_app(REDIS_URL=url, REDIS_TIMEOUT_SECONDS=0.5)) as client:
+        client.headers.update(caller.headers)
         path = (await client.post(PATH, json=order_body())).headers["location"]
         await client.get(path)
         private_redis.pause()
