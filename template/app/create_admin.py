@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 from getpass import getpass
+from uuid import UUID
 
 from pydantic import SecretStr, ValidationError
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         settings = load_settings()
         configure_logging(settings)
         request = UserRegister(email=parsed.email, full_name=parsed.name, password=_password())
-        asyncio.run(_create(settings, request))
+        user_id = asyncio.run(_create(settings, request))
     except InvalidSettingsError as error:
         message = f"The environment cannot be used:\n{error}"
         raise SystemExit(message) from None
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("\n".join(lines)) from None
     except AppError as error:
         raise SystemExit(str(error)) from None
-    print(f"{request.email} is an admin.")  # noqa: T201
+    print(f"The admin's account is made: {user_id}")  # noqa: T201
 
 
 def _password() -> SecretStr:
@@ -58,13 +59,14 @@ def _password() -> SecretStr:
     return SecretStr(password)
 
 
-async def _create(settings: Settings, request: UserRegister) -> None:
+async def _create(settings: Settings, request: UserRegister) -> UUID:
     async with BackgroundRunner(settings) as background:
         events = EventBus(background)
         subscribe(events)
         database = Database(settings, events)
         try:
-            await CredentialService(database, Passwords(settings)).register(request, Role.ADMIN)
+            credentials = CredentialService(database, Passwords(settings))
+            return (await credentials.register(request, Role.ADMIN)).id
         finally:
             await database.close()
 
