@@ -89,9 +89,8 @@ class LoginService:
             LoginThrottledError: too many logins have failed.
         """
         email = _normalize(form.username)
-        attempt = await self._throttle.admit(email, client.address)
-        async with self._database.read_only() as session:
-            user = await UserRepository(session).get_by_email(email)
+        attempt = await self._throttle.admit(email or form.username, client.address)
+        user = None if email is None else await self._find(email)
         password_hash = None if user is None else user.password_hash
         verified = await self._passwords.verify(form.password.get_secret_value(), password_hash)
         if user is None:
@@ -104,6 +103,10 @@ class LoginService:
             pair = await self._begin(session, user, verified, client)
         await attempt.take_back()
         return pair
+
+    async def _find(self, email: str) -> User | None:
+        async with self._database.read_only() as session:
+            return await UserRepository(session).get_by_email(email)
 
     async def _begin(
         self, session: AsyncSession, known: User, verified: Verified, client: Client
@@ -173,8 +176,9 @@ class SessionService:
         now = datetime.now(UTC)
         token_hash = tokens.hash_token(token)
         user = await sessions.get_locked_owner(token_hash)
-        if user is None:
-            logger.warning("auth.refresh_failed", reason="unknown_token")
+        if user is None or not user.is_active:
+            reason = "unknown_token" if user is None else "inactive"
+            logger.warning("auth.refresh_failed", reason=reason)
             return None
         used = await sessions.use(token_hash, now)
         if used is None:
@@ -274,12 +278,12 @@ async def _end(session: AsyncSession, user_id: UUID, session_id: UUID, reason: s
     return True
 
 
-def _normalize(username: str) -> str:
+def _normalize(username: str) -> str | None:
     try:
         return _EMAIL.validate_python(username)
     except ValidationError:
-        # No account has it; it is counted and answered like any other that is unknown.
-        return username
+        # No account has it, and a database may not even take it.
+        return None
 
 
 def _refused() -> InvalidCredentialsError:
