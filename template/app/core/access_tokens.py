@@ -166,8 +166,8 @@ class AccessTokens:
             return _claims(payload)
         except jwt.PyJWTError as error:
             raise InvalidTokenError(type(error).__name__) from None
-        # Deeply nested JSON, numbers out of range and the like: no token may answer 500.
-        except (ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        # Claims that are missing, out of range or of another type: no token may answer 500.
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
             raise InvalidTokenError(type(error).__name__) from None
 
     def _key_of(self, token: str) -> VerificationKey:
