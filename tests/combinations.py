@@ -25,6 +25,7 @@ DATABASES = ("postgresql", "sqlite")
 SWITCHES = (
     Switch("redis", "use_redis"),
     Switch("arq", "use_arq", needs="redis"),
+    Switch("jwt", "use_jwt"),
     Switch("example", "include_example"),
 )
 

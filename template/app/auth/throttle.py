@@ -43,7 +43,7 @@ class ThrottleSettings(Section):
 class LoginThrottle:
     """Counts failed logins in the rate limiter, so that no rollback undoes it.
 
-    With Redis all processes share the counts.
+    The limiter decides whether all processes share the counts.
 
     Args:
         limiter: Where they are counted.
@@ -82,7 +82,7 @@ class LoginThrottle:
     def _limits(self, account: str, address: str) -> list[tuple[str, RateLimit]]:
         per_account = self._settings.LOGIN_FAILURES_PER_ACCOUNT
         per_address = self._settings.LOGIN_FAILURES_PER_ADDRESS
-        # Neither Redis nor a dump of it needs to know the address.
+        # Wherever the counts are, nobody needs to know the address there.
         account = sha256(account.encode("utf-8", "replace")).hexdigest()
         limits = [
             *((f"{account} {address}", per_account * factor, s) for factor, s in _BACKOFF),

@@ -1,7 +1,6 @@
 """Guessing passwords: limited for each account and each address, and the limits outlive errors."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
 
 import httpx2
 import pytest
@@ -9,7 +8,6 @@ import pytest
 from app.auth.exceptions import LoginThrottledError
 from app.auth.throttle import LoginThrottle, ThrottleSettings
 from app.core.rate_limit import MemoryRateLimiter
-from tests.fixtures.application import Connect, MakeApp
 from tests.fixtures.authentication import PASSWORD, Account
 
 LogIn = Callable[[str, str], Awaitable[httpx2.Response]]
@@ -111,12 +109,6 @@ class TestApi:
     def log_in(self, anonymous_client: httpx2.AsyncClient) -> LogIn:
         return _login_of(anonymous_client)
 
-    @pytest.fixture
-    async def log_in_elsewhere(self, make_app: MakeApp, connect: Connect) -> AsyncIterator[LogIn]:
-        """Asks another process of the service."""
-        async with connect(make_app()) as client:
-            yield _login_of(client)
-
     async def test_after_five_failures_the_right_password_has_to_wait(
         self, log_in: LogIn, user: Account
     ) -> None:
@@ -149,19 +141,6 @@ class TestApi:
             await log_in(spelling, "wrong")
 
         assert (await log_in(user.email, PASSWORD)).status_code == 429
-
-    async def test_processes_share_the_counts_with_redis(
-        self,
-        log_in: LogIn,
-        log_in_elsewhere: LogIn,
-        user: Account,
-        lifespan_state: dict[str, Any],
-    ) -> None:
-        for _ in range(5):
-            await log_in(user.email, "wrong")
-
-        expected = 429 if "redis" in lifespan_state else 200
-        assert (await log_in_elsewhere(user.email, PASSWORD)).status_code == expected
 
 
 def _login_of(client: httpx2.AsyncClient) -> LogIn:
