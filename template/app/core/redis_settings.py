@@ -1,5 +1,6 @@
 """Where Redis is and how long to wait for it."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -18,6 +19,7 @@ _SCHEMES = {
 }
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
 _WELL_KNOWN_PASSWORDS = ("admin", "changeme", "default", "foobared", "password", "redis", "secret")
+_AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
 _ONE_SERVER = (
     "names Sentinel or Cluster, which this service does not speak; name one server or the "
     "endpoint in front of them, such as redis://host:6379/0"
@@ -71,17 +73,22 @@ def normalize_url(url: str) -> str:
     Raises:
         ValueError: it is not the URL of one server; the message never quotes it.
     """
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if any(kind in scheme.lower() for kind in ("sentinel", "cluster")):
         raise ValueError(_ONE_SERVER)
     if not separator or scheme.lower() not in _SCHEMES:
         raise ValueError("must look like redis://user:password@host:6379/0 (or rediss://, unix://)")
     scheme = _SCHEMES[scheme.lower()]
-    parts = urlsplit(url)
-    credentials, at, address = parts.netloc.rpartition("@")
-    user, colon, password = credentials.partition(":")
+    authority, rest = _AUTHORITY.match(rest).groups()  # type: ignore[union-attr]
     # A password copied in as it is may hold an @, which would end it too early.
+    credentials, at, address = authority.rpartition("@")
+    user, colon, password = credentials.partition(":")
     credentials = f"{quote(unquote(user), safe='')}{colon}{quote(unquote(password), safe='')}"
+    try:
+        parts = urlsplit(f"{scheme}://{address}{rest}")
+    except ValueError:
+        # Its own message quotes what it could not read, which may be of the password.
+        raise ValueError("names a host that cannot be; percent-encode / ? # in passwords") from None
     if scheme == "unix":
         _check_socket(address, parts.path)
     else:
