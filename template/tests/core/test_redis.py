@@ -29,7 +29,7 @@ from app.core.redis import (
 )
 from devtools.valkey import ValkeyServer
 
-Spoil = Callable[[redis.Redis, Path], AbstractContextManager[None]]
+Spoil = Callable[[redis.Redis, ValkeyServer], AbstractContextManager[None]]
 
 TIMEOUT = 0.3
 # What a busy machine needs beyond.
@@ -168,22 +168,22 @@ async def test_a_server_that_takes_no_writes_is_an_outage(private_client: RedisC
 
 
 @contextmanager
-def _too_few_replicas(admin: redis.Redis, _: Path) -> Iterator[None]:
+def _too_few_replicas(admin: redis.Redis, _: ValkeyServer) -> Iterator[None]:
     admin.config_set("min-replicas-to-write", 1)
     yield
     admin.config_set("min-replicas-to-write", 0)
 
 
 @contextmanager
-def _no_memory_left(admin: redis.Redis, _: Path) -> Iterator[None]:
+def _no_memory_left(admin: redis.Redis, _: ValkeyServer) -> Iterator[None]:
     admin.config_set("maxmemory", 1)
     yield
     admin.config_set("maxmemory", 0)
 
 
 @contextmanager
-def _cannot_save(admin: redis.Redis, folder: Path) -> Iterator[None]:
-    (folder / "dump.rdb").mkdir()
+def _cannot_save(admin: redis.Redis, server: ValkeyServer) -> Iterator[None]:
+    (server.log.parent / "dump.rdb").mkdir()
     admin.config_set("save", "3600 1")
     admin.bgsave()
     while admin.info("persistence")["rdb_last_bgsave_status"] == "ok":
@@ -193,22 +193,24 @@ def _cannot_save(admin: redis.Redis, folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _busy_with_a_script(admin: redis.Redis, _: Path) -> Iterator[None]:
+def _busy_with_a_script(admin: redis.Redis, server: ValkeyServer) -> Iterator[None]:
     def run_forever() -> None:
-        with suppress(ResponseError), redis.Redis(**admin.get_connection_kwargs()) as other:
+        with suppress(redis.RedisError), redis.Redis.from_url(server.server.url()) as other:
             other.eval("while true do end", 0)
 
     admin.config_set("busy-reply-threshold", 1)
-    thread = Thread(target=run_forever)
+    thread = Thread(target=run_forever, daemon=True)
     thread.start()
     while True:
         try:
             admin.ping()
         except ResponseError:
             break
-    yield
-    admin.script_kill()
-    thread.join()
+    try:
+        yield
+    finally:
+        admin.script_kill()
+        thread.join()
 
 
 @pytest.mark.parametrize(
@@ -221,7 +223,7 @@ async def test_a_server_that_refuses_whatever_is_asked_is_an_outage(
 ) -> None:
     script = private_client.raw.register_script("return redis.call('SET', KEYS[1], '1')")
     with redis.Redis.from_url(private_redis.server.url()) as admin:
-        with state(admin, private_redis.log.parent):
+        with state(admin, private_redis):
             with pytest.raises(RedisUnavailableError):
                 await private_client.call(lambda _: script(["key"]))
             assert not private_client.is_available
@@ -368,6 +370,7 @@ async def _pass_on(
         ("127.0.0.1", f"?ssl_ca_certs={_CERTIFICATES / 'ca.pem'}", False),
         ("127.0.0.1", "?ssl_cert_reqs=none", True),
     ],
+    ids=["known", "unknown", "of another host", "unchecked"],
 )
 async def test_a_server_is_talked_to_only_with_a_certificate_to_be_trusted(
     private_redis: ValkeyServer, tls_port: int, host: str, query: str, is_trusted: bool
