@@ -77,7 +77,9 @@ def normalize_url(url: str) -> str:
     if any(kind in scheme.lower() for kind in ("sentinel", "cluster")):
         raise SettingError(_ONE_SERVER)
     if not separator or scheme.lower() not in _SCHEMES:
-        raise SettingError("must look like redis://user:password@host:6379/0 (or rediss://, unix://)")
+        raise SettingError(
+            "must look like redis://user:password@host:6379/0 (or rediss://, unix://)"
+        )
     scheme = _SCHEMES[scheme.lower()]
     authority, rest = _AUTHORITY.match(rest).groups()  # type: ignore[union-attr]
     # A password copied in as it is may hold an @, which would end it too early.
@@ -88,7 +90,9 @@ def normalize_url(url: str) -> str:
         parts = urlsplit(f"{scheme}://{address}{rest}")
     except ValueError:
         # Its own message quotes what it could not read, which may be of the password.
-        raise SettingError("names a host that cannot be; percent-encode / ? # in passwords") from None
+        raise SettingError(
+            "names a host that cannot be; percent-encode / ? # in passwords"
+        ) from None
     if scheme == "unix":
         _check_socket(address, parts.path)
     else:
