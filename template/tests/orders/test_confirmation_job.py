@@ -35,11 +35,13 @@ Stored = Callable[[UUID], Awaitable[Order]]
 async def test_a_placed_order_is_handed_over_in_its_own_transaction(
     client: httpx2.AsyncClient, jobs: Jobs
 ) -> None:
-    placed = await client.post(PATH, json=order_body(), headers={"X-Request-ID": "place-1"})
+    cause = {"X-Request-ID": "place-1", "traceparent": f"00-{1:032x}-{2:016x}-01"}
+    placed = await client.post(PATH, json=order_body(), headers=cause)
 
     assert placed.json()["status"] == "placed"
     [row] = await jobs.rows()
-    assert (row.name, row.context) == ("orders.confirm", {"request_id": "place-1"})
+    assert row.name == "orders.confirm"
+    assert row.context == {"request_id": "place-1", "traceparent": cause["traceparent"]}
     assert row.payload["order_id"] == placed.json()["id"]
     assert "ada@example.com" not in str(row.payload)
 
