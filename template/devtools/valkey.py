@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -43,14 +44,28 @@ class ValkeyServer:
         folder: Where its password, its log and, unless it is throwaway, its data are.
         throwaway: Keep everything in memory only.
         port: The port to listen on if it is free. Started again it has the same one.
+        options: Further lines of its configuration.
     """
 
-    def __init__(self, folder: Path, *, throwaway: bool, port: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        throwaway: bool,
+        port: int | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         self._folder = folder
         self._throwaway = throwaway
         self._port = port
+        self._options = options
         self._process: subprocess.Popen[bytes] | None = None
         self.log = folder / "valkey.log"
+
+    @property
+    def server(self) -> Server:
+        """Where it answers, once it has been started."""
+        return Server(self._port or 0, self._password())
 
     def start(self) -> Server:
         """Start it and wait until it answers.
@@ -72,7 +87,7 @@ class ValkeyServer:
                 if not attempts_left:
                     raise
                 self._port = None
-        return Server(self._port or 0, password)
+        return self.server
 
     def is_running(self) -> bool:
         """Whether the process lives."""
@@ -115,6 +130,7 @@ class ValkeyServer:
             f'dir "{self._folder.resolve()}"',
             'save ""' if self._throwaway else "save 60 1",
             f"appendonly {'no' if self._throwaway else 'yes'}",
+            *self._options,
         ]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -1,23 +1,11 @@
-"""One Valkey server for several processes: the first starts it, it ends after the last.
+"""One Valkey server for several processes: the first starts it, it ends after the last."""
 
-Each user holds a shared lock on a file, which the system takes back however the process ends. A
-keeper process of its own watches that lock: no user has to outlive the others.
-"""
-
-import argparse
-import fcntl
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
+from devtools.sharing import keep, shared
 from devtools.valkey import Server, ValkeyNotFoundError, ValkeyServer
-
-_POLL_SECONDS = 0.05
 
 
 @contextmanager
@@ -29,104 +17,11 @@ def shared_server(folder: Path, *, throwaway: bool) -> Iterator[Server]:
         throwaway: Trade durability for speed and delete the data after the last user.
 
     Raises:
-        ValkeyNotFoundError: there are no programs to run; says what to do.
-        RuntimeError: it did not start; says why.
+        RuntimeError: it did not start, or there are no programs to run; says why.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "users.lock").open("w") as users:
-        with _locked(folder / "start.lock"):
-            fcntl.flock(users, fcntl.LOCK_SH)
-            if not _has_keeper(folder):
-                _start_keeper(folder, throwaway=throwaway)
-        port = int((folder / "port").read_text())
-        yield Server(port, (folder / "password").read_text())
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _try_lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _has_keeper(folder: Path) -> bool:
-    with (folder / "keeper.lock").open("w") as file:
-        return not _try_lock(file)
-
-
-def _start_keeper(folder: Path, *, throwaway: bool) -> None:
-    ready = folder / "ready"
-    ready.unlink(missing_ok=True)
-    # Coverage would measure the keeper, and be asked for results when they have been collected.
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COV_", "COVERAGE_"))}
-    command = [sys.executable, "-m", "devtools.valkey_sharing", str(folder.resolve())]
-    with (folder / "keeper.log").open("w") as log:
-        keeper = subprocess.Popen(
-            [*command, *(["--throwaway"] if throwaway else [])],
-            cwd=Path(__file__).parent.parent,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # Neither Ctrl-C nor the end of the terminal reaches it.
-            start_new_session=True,
-        )
-    while not ready.exists():
-        if keeper.poll() is not None:
-            raise RuntimeError((folder / "keeper.log").read_text().strip())
-        time.sleep(_POLL_SECONDS)
-    # It may outlive us, so nobody waits for it; Popen would warn of that.
-    keeper.returncode = 0
-
-
-def _keep(folder: Path, *, throwaway: bool) -> None:
-    """Run the server until nobody uses it any more."""
-    port_file = folder / "port"
-    with ExitStack() as stack:
-        # Opened now: the last user may delete the folder while the server still ends.
-        keeper, start, users = (
-            stack.enter_context((folder / f"{name}.lock").open("w"))
-            for name in ("keeper", "start", "users")
-        )
-        fcntl.flock(keeper, fcntl.LOCK_EX)
-        last_port = int(port_file.read_text()) if port_file.exists() else None
-        server = ValkeyServer(folder, throwaway=throwaway, port=last_port)
-        stack.callback(server.stop)
-        port_file.write_text(str(server.start().port))
-        (folder / "ready").touch()
-        while server.is_running():
-            time.sleep(_POLL_SECONDS)
-            if not _try_lock(users):
-                continue
-            fcntl.flock(users, fcntl.LOCK_UN)
-            # Whoever comes now waits until the server is gone, and starts another.
-            fcntl.flock(start, fcntl.LOCK_EX)
-            if _try_lock(users):
-                server.stop()
-                if throwaway:
-                    server.remove()
-                return
-            fcntl.flock(start, fcntl.LOCK_UN)
-
-
-def _main() -> None:
-    parser = argparse.ArgumentParser(description=_keep.__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--throwaway", action="store_true")
-    arguments = parser.parse_args()
-    try:
-        _keep(arguments.folder, throwaway=arguments.throwaway)
-    except (ValkeyNotFoundError, RuntimeError) as error:
-        sys.exit(str(error))
+    with shared("devtools.valkey_sharing", folder, throwaway=throwaway) as (port, password):
+        yield Server(port, password)
 
 
 if __name__ == "__main__":
-    _main()
+    keep(ValkeyServer, ValkeyNotFoundError)

@@ -76,7 +76,7 @@ class CacheSpace(Generic[M]):
     """One kind of cached answers.
 
     Args:
-        name: Unique within the service, such as `orders`.
+        name: Unique within the service, such as `invoices`.
         model: What an entry is, stored as JSON. A deploy that changes it reads no older entries.
         ttl_seconds: How long an entry lives at most; `CACHE_TTL_SECONDS` when omitted.
     """
@@ -128,8 +128,8 @@ class Cache:
         # By lease: what this process is loading; the result is None when that failed.
         self._loading: dict[str, asyncio.Future[Any]] = {}
         self._fingerprints: dict[CacheSpace[Any], str] = {}
-        # The keys that could not be removed, oldest first.
-        self._unforgotten: dict[str, None] = {}
+        # The keys that could not be removed, oldest first, each with a mark of its own.
+        self._unforgotten: dict[str, object] = {}
         events.subscribe_after_commit(CacheInvalidated, self._on_invalidated)
         redis.on_recovery(self._forget_late)
 
@@ -153,6 +153,8 @@ class Cache:
         """
         key = self._key(space.name, owner_id, str(item_id))
         schema = self._fingerprint(space)
+        if key in self._unforgotten and not await self._remove(key):
+            return await load()
         try:
             found = await self._find(key, schema, space.model)
         except REDIS_ERRORS:
@@ -166,26 +168,49 @@ class Cache:
         return await load() if found is None else found
 
     async def forget(self, key: str) -> None:
-        """Remove an entry, now or, during an outage, as soon as it is over."""
+        """Remove an entry, now or as soon as that is possible."""
+        removed = False
+        try:
+            removed = await self._remove(key)
+            if not removed and self._redis.is_available:
+                # The outage in which this failed is over already, and so is what follows one.
+                removed = await self._remove(key)
+        finally:
+            # Also when cancelled. Nothing awaits between the failure and the note, so no recovery
+            # can miss it.
+            if not removed:
+                self._note(key)
 
-        async def remove(client: Redis) -> None:
-            await client.unlink(key)
-
-        for _ in range(2):
-            try:
-                await self._redis.call(remove)
-            except REDIS_ERRORS as error:
-                # Nothing awaits between the failure and the note, so no recovery can miss it.
-                self._unforgotten[key] = None
-                logger.debug("cache_entry_not_forgotten", error=type(error).__name__)
-            else:
-                return
-            if not self._redis.is_available:
-                break
-            # The outage in which this failed is over already.
+    def _note(self, key: str) -> None:
+        self._unforgotten[key] = object()
         if len(self._unforgotten) > _MAX_UNFORGOTTEN:
             # Its own end of life has to do.
             del self._unforgotten[next(iter(self._unforgotten))]
+
+    async def _remove(self, key: str) -> bool:
+        async def remove(client: Redis) -> None:
+            await client.unlink(key)
+
+        mark = self._unforgotten.get(key)
+        try:
+            await self._redis.call(remove)
+        except REDIS_ERRORS as error:
+            logger.debug("cache_entry_not_forgotten", error=type(error).__name__)
+            return False
+        self._strike_out(key, mark)
+        return True
+
+    async def _forget_late(self, client: Redis) -> None:
+        # Until none is left, as further ones come in meanwhile.
+        while noted := list(islice(self._unforgotten.items(), _FORGET_AT_ONCE)):
+            await client.unlink(*(key for key, _ in noted))
+            for key, mark in noted:
+                self._strike_out(key, mark)
+
+    def _strike_out(self, key: str, mark: object) -> None:
+        # Not if it was noted again meanwhile: then a later change has to be forgotten as well.
+        if mark is not None and self._unforgotten.get(key) is mark:
+            del self._unforgotten[key]
 
     async def _find(self, key: str, schema: str, model: type[M]) -> M | _Lease | None:
         lease = _Lease(f"L{schema}{uuid4().hex}")
@@ -238,13 +263,6 @@ class Cache:
 
     async def _on_invalidated(self, event: CacheInvalidated) -> None:
         await self.forget(self._key(event.space, event.owner_id, event.item_id))
-
-    async def _forget_late(self, client: Redis) -> None:
-        # Until none is left, as further ones come in meanwhile.
-        while keys := list(islice(self._unforgotten, _FORGET_AT_ONCE)):
-            await client.unlink(*keys)
-            for key in keys:
-                self._unforgotten.pop(key, None)
 
     def _key(self, space: str, owner_id: str, item_id: str) -> str:
         # Quoted, so that no owner's name can be read as another owner and an item.

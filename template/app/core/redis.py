@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ from redis.exceptions import (
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
+    ResponseError,
 )
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -51,6 +53,11 @@ _OUTAGE: Final = (
     ClusterDownError,
     OutOfMemoryError,
     ReadOnlyError,
+)
+# The same, where redis-py has no class for it or a server before Redis 7 wraps it in the error of
+# a script.
+_OUTAGE_REPLY: Final = re.compile(
+    r"(^|: -)(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY) "
 )
 
 T = TypeVar("T")
@@ -144,19 +151,21 @@ class RedisClient:
         outages = self._outages
         try:
             return await self._bounded(command)
-        except _OUTAGE as error:
+        except (*_OUTAGE, ResponseError) as error:
+            if not _is_outage(error):
+                raise
             # What began before an outage says nothing about the time after it.
             if outages == self._outages:
                 self._open(error)
             raise RedisUnavailableError from error
 
     async def ping(self) -> None:
-        """Prove that the server answers, whatever the breaker thinks of it.
+        """Prove that the server takes writes, whatever the breaker thinks of it.
 
         Raises:
             Exception: it does not, or not in time.
         """
-        await self._bounded(_ping)
+        await self._bounded(self._probe)
 
     def on_recovery(self, command: Command[object]) -> None:
         """Have `command` run after each outage, before anyone else uses the server again."""
@@ -209,8 +218,8 @@ class RedisClient:
         await client.set(self.key("probe"), "", px=_PROBE_LIFE_MILLISECONDS)
 
 
-async def _ping(client: Redis) -> None:
-    await client.ping()
+def _is_outage(error: Exception) -> bool:
+    return isinstance(error, _OUTAGE) or bool(_OUTAGE_REPLY.search(str(error)))
 
 
 @asynccontextmanager

@@ -19,9 +19,16 @@ _MICROSECONDS = 1_000_000
 _HIT: Final = """
 local limit, window = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
--- Never back: the clock may be set, and a replica that takes over has its own.
-local now = math.max(time[1] * 1000000 + time[2],
-                     tonumber(redis.call('LINDEX', KEYS[1], -1) or 0))
+local now = time[1] * 1000000 + time[2]
+local newest = tonumber(redis.call('LINDEX', KEYS[1], -1) or 0)
+if newest > now then
+    -- Never back: the clock may be set, and a replica that takes over has its own. It stands still
+    -- for this key then, but not for longer than a window.
+    now = newest
+    if redis.call('PTTL', KEYS[1]) > window / 1000 then
+        redis.call('PEXPIRE', KEYS[1], math.ceil(window / 1000))
+    end
+end
 local count = redis.call('LLEN', KEYS[1])
 local oldest = tonumber(redis.call('LINDEX', KEYS[1], 0) or now)
 if oldest + window <= now then

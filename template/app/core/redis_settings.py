@@ -1,12 +1,13 @@
 """Where Redis is and how long to wait for it."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
-from app.core.settings import Section
+from app.core.settings import Section, SettingError
 
 _SCHEMES = {
     "redis": "redis",
@@ -18,6 +19,7 @@ _SCHEMES = {
 }
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
 _WELL_KNOWN_PASSWORDS = ("admin", "changeme", "default", "foobared", "password", "redis", "secret")
+_AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
 _ONE_SERVER = (
     "names Sentinel or Cluster, which this service does not speak; name one server or the "
     "endpoint in front of them, such as redis://host:6379/0"
@@ -69,45 +71,54 @@ def normalize_url(url: str) -> str:
     """Check a URL and write it the way that every version of redis-py reads alike.
 
     Raises:
-        ValueError: it is not the URL of one server; the message never quotes it.
+        SettingError: it is not the URL of one server; the message never quotes it.
     """
-    scheme, separator, _ = url.partition("://")
+    scheme, separator, rest = url.partition("://")
     if any(kind in scheme.lower() for kind in ("sentinel", "cluster")):
-        raise ValueError(_ONE_SERVER)
+        raise SettingError(_ONE_SERVER)
     if not separator or scheme.lower() not in _SCHEMES:
-        raise ValueError("must look like redis://user:password@host:6379/0 (or rediss://, unix://)")
+        raise SettingError(
+            "must look like redis://user:password@host:6379/0 (or rediss://, unix://)"
+        )
     scheme = _SCHEMES[scheme.lower()]
-    parts = urlsplit(url)
-    credentials, at, address = parts.netloc.rpartition("@")
-    user, colon, password = credentials.partition(":")
+    authority, rest = _AUTHORITY.match(rest).groups()  # type: ignore[union-attr]
     # A password copied in as it is may hold an @, which would end it too early.
+    credentials, at, address = authority.rpartition("@")
+    user, colon, password = credentials.partition(":")
     credentials = f"{quote(unquote(user), safe='')}{colon}{quote(unquote(password), safe='')}"
+    try:
+        parts = urlsplit(f"{scheme}://{address}{rest}")
+    except ValueError:
+        # Its own message quotes what it could not read, which may be of the password.
+        raise SettingError(
+            "names a host that cannot be; percent-encode / ? # in passwords"
+        ) from None
     if scheme == "unix":
         _check_socket(address, parts.path)
     else:
         _check_address(address, parts.path)
     if parts.fragment:
-        raise ValueError("has a #; percent-encode / ? # in passwords")
+        raise SettingError("has a #; percent-encode / ? # in passwords")
     query = _options(parts.query, scheme)
     return f"{scheme}://{credentials}{at}{address}{parts.path}{'?' if query else ''}{query}"
 
 
 def _check_address(address: str, path: str) -> None:
     if "," in address:
-        raise ValueError(_ONE_SERVER)
+        raise SettingError(_ONE_SERVER)
     host, _, after_bracket = address.rpartition("]")
     name, colon, port = after_bracket.partition(":")
     if not (host or name):
-        raise ValueError("names no host")
+        raise SettingError("names no host")
     if colon and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-        raise ValueError("has a port that is not a number; percent-encode / ? # in passwords")
+        raise SettingError("has a port that is not a number; percent-encode / ? # in passwords")
     if path.strip("/") and not path.strip("/").isdecimal():
-        raise ValueError("has a path that is not the number of a database, such as /0")
+        raise SettingError("has a path that is not the number of a database, such as /0")
 
 
 def _check_socket(address: str, path: str) -> None:
     if address or not path:
-        raise ValueError("must name a socket by its whole path: unix:///path?db=0")
+        raise SettingError("must name a socket by its whole path: unix:///path?db=0")
 
 
 def _options(query: str, scheme: str) -> str:
@@ -116,11 +127,11 @@ def _options(query: str, scheme: str) -> str:
     if unknown := options.keys() - allowed:
         count = f"{len(unknown)} option" + ("s" if len(unknown) > 1 else "")
         message = f"has {count} that it cannot have; allowed here: {', '.join(sorted(allowed))}"
-        raise ValueError(message)
+        raise SettingError(message)
     if not options.get("db", "0").isdecimal():
-        raise ValueError("has a db that is not a number")
+        raise SettingError("has a db that is not a number")
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
-        raise ValueError("has an ssl_cert_reqs that is not none, optional or required")
+        raise SettingError("has an ssl_cert_reqs that is not none, optional or required")
     return urlencode(options, quote_via=quote)
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import anyio
 import pytest
 from pydantic import BaseModel, SecretStr
+from redis import Redis
 
 from app.core.background import BackgroundRunner
 from app.core.cache import Cache, CacheSettings, CacheSpace
@@ -116,6 +117,41 @@ async def test_nobody_is_given_the_answer_of_another_principal(cache: Cache) -> 
         assert await get(cache, Source(number), owner, item) == number
 
 
+async def test_an_owner_cannot_be_read_as_another_kind_of_answer(cache: Cache) -> None:
+    assert await get(cache, Source(1), "ada:bob") == 1
+    others = CacheSpace("things:ada", Thing)
+    assert (await cache.get_or_load(others, "bob", "1", Source(2).load)).number == 2
+
+
+async def count_gets(cache: Cache) -> int:
+    statistics = await cache._redis.raw.info("commandstats")
+    return int(statistics.get("cmdstat_get", {"calls": 0})["calls"])
+
+
+async def test_those_who_wait_for_their_own_process_need_redis_no_more(
+    open_cache: OpenCache, private_redis: ValkeyServer
+) -> None:
+    source = Source()
+    loaded = asyncio.Event()
+
+    async def load() -> Thing:
+        thing = await source.load()
+        await loaded.wait()
+        return thing
+
+    async with open_cache(private_redis.start().url(), seconds=2) as cache:
+        readers = [
+            asyncio.create_task(cache.get_or_load(THINGS, "ada", "1", load)) for _ in range(30)
+        ]
+        with anyio.fail_after(20):
+            while await count_gets(cache) < len(readers):
+                await anyio.sleep(0.01)
+        private_redis.kill()
+        loaded.set()
+        await asyncio.gather(*readers)
+    assert source.loads == 1
+
+
 async def test_a_reader_does_not_store_what_a_writer_has_changed_meanwhile(cache: Cache) -> None:
     old, new = Source(1, seconds=0.2), Source(2)
     async with anyio.create_task_group() as tasks:
@@ -169,11 +205,13 @@ async def test_a_reader_that_is_cancelled_leaves_the_work_to_the_next(cache: Cac
 
 
 async def test_a_process_that_died_while_loading_holds_nobody_up_for_long(
-    cache: Cache, open_cache: OpenCache
+    cache: Cache, open_cache: OpenCache, redis: RedisClient
 ) -> None:
     async with open_cache() as other:
         loading = asyncio.create_task(get(other, Source(seconds=5)))
         await asyncio.sleep(0.2)
+        # Nor is it the end of caching: what it has left ends by itself.
+        assert 0 < await redis.raw.pttl(KEY) <= 5000
         start = time.monotonic()
         assert await get(cache, Source(2)) == 2
         assert 0.5 < time.monotonic() - start < 2.5
@@ -230,6 +268,62 @@ async def test_what_changed_during_an_outage_is_forgotten_before_it_could_be_rea
                 assert await get(cache, Source(3)) == 3
                 await anyio.sleep(0.02)
         assert await get(cache, Source(4)) == 4
+
+
+async def test_a_removal_that_redis_refuses_is_made_up_for(
+    open_cache: OpenCache, private_redis: ValkeyServer
+) -> None:
+    server = private_redis.start()
+    with Redis.from_url(server.url()) as admin:
+        admin.acl_setuser("ada", enabled=True, nopass=True, categories=["+@all"], keys=["*"])
+        async with open_cache(f"redis://ada:any@127.0.0.1:{server.port}/0") as cache:
+            assert await get(cache, Source(1)) == 1
+            admin.acl_setuser("ada", commands=["-unlink"])
+            await cache.forget(KEY)
+            # The entry is still there, and the server gives it to whoever asks.
+            assert await get(cache, Source(2)) == 2
+            assert await get(cache, Source(3)) == 3
+            admin.acl_setuser("ada", commands=["+unlink"])
+            assert await get(cache, Source(4)) == 4
+            assert await get(cache, Source(5)) == 4
+
+
+async def test_a_removal_that_is_cancelled_is_made_up_for(
+    open_cache: OpenCache, private_redis: ValkeyServer
+) -> None:
+    async with open_cache(private_redis.start().url()) as cache:
+        assert await get(cache, Source(1)) == 1
+        private_redis.pause()
+        removal = asyncio.create_task(cache.forget(KEY))
+        await asyncio.sleep(0.05)
+        removal.cancel()
+        await asyncio.wait([removal])
+        # As if it had not arrived.
+        private_redis.kill()
+        private_redis.start()
+        private_redis.resume()
+        assert KEY in cache._unforgotten
+        assert await get(cache, Source(2)) == 2
+        assert cache._unforgotten == {}
+
+
+async def test_a_change_while_earlier_ones_are_made_up_for_is_not_lost(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink = cache._redis.raw.unlink
+    removed: list[str] = []
+
+    async def change_meanwhile(*keys: str) -> None:
+        await unlink(*keys)
+        if not removed:
+            cache._note(KEY)
+        removed.extend(keys)
+
+    monkeypatch.setattr(cache._redis.raw, "unlink", change_meanwhile)
+    cache._note(KEY)
+    await cache._forget_late(cache._redis.raw)
+    assert removed == [KEY, KEY]
+    assert cache._unforgotten == {}
 
 
 async def test_a_commit_is_read_by_whoever_asks_after_it(

@@ -1,17 +1,23 @@
 """The Redis client and its breaker, against a server that is killed, hangs and comes back."""
 
 import asyncio
+import ssl
 import time
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
+from threading import Thread
 from urllib.parse import quote
 
 import anyio
 import pytest
+import redis
+from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
+from anyio.streams.tls import TLSListener
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 from structlog.testing import capture_logs
 
 from app.core.redis import (
@@ -22,6 +28,8 @@ from app.core.redis import (
     open_redis,
 )
 from devtools.valkey import ValkeyServer
+
+Spoil = Callable[[redis.Redis, ValkeyServer], AbstractContextManager[None]]
 
 TIMEOUT = 0.3
 # What a busy machine needs beyond.
@@ -151,11 +159,89 @@ async def test_a_server_that_takes_no_writes_is_an_outage(private_client: RedisC
     await private_client.call(become_replica)
     with pytest.raises(RedisUnavailableError):
         await private_client.call(write)
-    await private_client.ping()
+    with pytest.raises(ReadOnlyError):
+        await private_client.ping()
     await anyio.sleep(0.3)
     assert not private_client.is_available
     await private_client.raw.replicaof("NO", "ONE")
     await recovered(private_client)
+
+
+@contextmanager
+def _too_few_replicas(admin: redis.Redis, _: ValkeyServer) -> Iterator[None]:
+    admin.config_set("min-replicas-to-write", 1)
+    yield
+    admin.config_set("min-replicas-to-write", 0)
+
+
+@contextmanager
+def _no_memory_left(admin: redis.Redis, _: ValkeyServer) -> Iterator[None]:
+    admin.config_set("maxmemory", 1)
+    yield
+    admin.config_set("maxmemory", 0)
+
+
+@contextmanager
+def _cannot_save(admin: redis.Redis, server: ValkeyServer) -> Iterator[None]:
+    (server.log.parent / "dump.rdb").mkdir()
+    admin.config_set("save", "3600 1")
+    admin.bgsave()
+    while admin.info("persistence")["rdb_last_bgsave_status"] == "ok":
+        time.sleep(0.01)
+    yield
+    admin.config_set("save", "")
+
+
+@contextmanager
+def _busy_with_a_script(admin: redis.Redis, server: ValkeyServer) -> Iterator[None]:
+    def run_forever() -> None:
+        with suppress(redis.RedisError), redis.Redis.from_url(server.server.url()) as other:
+            other.eval("while true do end", 0)
+
+    admin.config_set("busy-reply-threshold", 1)
+    thread = Thread(target=run_forever, daemon=True)
+    thread.start()
+    while True:
+        try:
+            admin.ping()
+        except ResponseError:
+            break
+    try:
+        yield
+    finally:
+        admin.script_kill()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [_too_few_replicas, _no_memory_left, _cannot_save, _busy_with_a_script],
+    ids=lambda state: state.__name__.strip("_"),
+)
+async def test_a_server_that_refuses_whatever_is_asked_is_an_outage(
+    private_redis: ValkeyServer, private_client: RedisClient, state: Spoil
+) -> None:
+    script = private_client.raw.register_script("return redis.call('SET', KEYS[1], '1')")
+    with redis.Redis.from_url(private_redis.server.url()) as admin:
+        with state(admin, private_redis):
+            with pytest.raises(RedisUnavailableError):
+                await private_client.call(lambda _: script(["key"]))
+            assert not private_client.is_available
+        await recovered(private_client)
+        await private_client.call(lambda _: script(["key"]))
+
+
+async def test_a_server_before_redis_7_wraps_what_a_script_is_refused(
+    private_client: RedisClient,
+) -> None:
+    async def fail(_: Redis) -> None:
+        raise ResponseError(
+            "Error running script (call to f_1): @user_script:1: @user_script: 1: -OOM command "
+            "not allowed when used memory > 'maxmemory'."
+        )
+
+    with pytest.raises(RedisUnavailableError):
+        await private_client.call(fail)
 
 
 async def test_what_was_missed_is_made_up_for_before_anyone_else_uses_the_server(
@@ -206,14 +292,98 @@ async def test_a_wrong_password_is_an_outage_that_does_not_show_it(
 async def test_a_user_with_a_percent_encoded_password_is_let_in(
     private_client: RedisClient,
 ) -> None:
-    password = "p@ss/w%rd#?:"
+    user, password = "ada@b/c:d", "p@ss/w%rd#?:[]+ä"
     await private_client.raw.acl_setuser(
-        "ada", enabled=True, passwords=[f"+{password}"], commands=["+ping"]
+        user, enabled=True, passwords=[f"+{password}"], commands=["+set"], keys=["app:*"]
     )
     port = private_client.raw.connection_pool.connection_kwargs["port"]
-    url = f"redis://ada:{quote(password, safe='')}@127.0.0.1:{port}/0"
+    url = f"redis://{quote(user, safe='')}:{quote(password, safe='')}@127.0.0.1:{port}/0"
     async with open_redis(RedisSettings(REDIS_URL=SecretStr(url))) as client:
         await client.ping()
+
+
+async def test_the_database_of_the_url_is_used(private_redis: ValkeyServer) -> None:
+    server = private_redis.start()
+    async with open_redis(RedisSettings(REDIS_URL=SecretStr(server.url(3)))) as client:
+        await client.call(write)
+    with redis.Redis.from_url(server.url()) as admin:
+        assert admin.info("keyspace").keys() == {"db3"}
+
+
+async def test_a_server_is_reached_through_its_socket(run_folder: Path) -> None:
+    # The system allows such paths about a hundred characters.
+    socket = run_folder / "redis.sock"
+    listening = [f"unixsocket {socket}", "unixsocketperm 700"]
+    server = ValkeyServer(run_folder / "valkey-socket", throwaway=True, options=listening)
+    try:
+        url = f"unix://:{server.start().password}@{socket}?db=2"
+        async with open_redis(RedisSettings(REDIS_URL=SecretStr(url))) as client:
+            await client.call(write)
+            assert "db2" in await client.raw.info("keyspace")
+    finally:
+        server.kill()
+
+
+_CERTIFICATES = Path(__file__).parent / "tls"
+
+
+@pytest.fixture
+async def tls_port(private_redis: ValkeyServer) -> AsyncIterator[int]:
+    """The port of a server that speaks TLS: the wheel's does not, so this stands in front."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(_CERTIFICATES / "server.pem")
+    port = private_redis.start().port
+
+    async def forward(client: ByteStream) -> None:
+        async with (
+            client,
+            await anyio.connect_tcp("127.0.0.1", port) as server,
+            anyio.create_task_group() as tasks,
+        ):
+            tasks.start_soon(_pass_on, client, server, tasks.cancel_scope)
+            tasks.start_soon(_pass_on, server, client, tasks.cancel_scope)
+
+    async with (
+        await anyio.create_tcp_listener(local_host="127.0.0.1") as listener,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(TLSListener(listener, context, standard_compatible=False).serve, forward)
+        yield listener.extra(anyio.abc.SocketAttribute.local_port)
+        tasks.cancel_scope.cancel()
+
+
+async def _pass_on(
+    source: ByteReceiveStream, target: ByteSendStream, scope: anyio.CancelScope
+) -> None:
+    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+        async for data in source:
+            await target.send(data)
+    scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("host", "query", "is_trusted"),
+    [
+        ("localhost", f"?ssl_ca_certs={_CERTIFICATES / 'ca.pem'}", True),
+        ("localhost", "", False),
+        # The certificate is not for this name.
+        ("127.0.0.1", f"?ssl_ca_certs={_CERTIFICATES / 'ca.pem'}", False),
+        ("127.0.0.1", "?ssl_cert_reqs=none", True),
+    ],
+    ids=["known", "unknown", "of another host", "unchecked"],
+)
+async def test_a_server_is_talked_to_only_with_a_certificate_to_be_trusted(
+    private_redis: ValkeyServer, tls_port: int, host: str, query: str, is_trusted: bool
+) -> None:
+    url = f"rediss://:{private_redis.server.password}@{host}:{tls_port}/0{query}"
+    settings = RedisSettings(REDIS_URL=SecretStr(url), REDIS_TIMEOUT_SECONDS=10)
+    async with open_redis(settings) as client:
+        if is_trusted:
+            await client.call(write)
+        else:
+            with pytest.raises(RedisUnavailableError) as refused:
+                await client.call(write)
+            assert "CERTIFICATE_VERIFY_FAILED" in str(refused.value.__cause__)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,22 @@ async def test_a_server_clock_that_goes_back_refuses_nobody_for_long(
     assert decisions[1].reset_after_seconds <= 60
 
 
+async def test_a_server_clock_that_goes_back_keeps_nobody_out_for_longer_than_the_window(
+    limiter: RedisRateLimiter, client: RedisClient
+) -> None:
+    # The limit was used up, then the clock was set back by an hour.
+    seconds, _ = await client.raw.time()
+    await ask(client, "RPUSH", *[str((seconds + 3600) * 1_000_000)] * 2)
+    await client.raw.pexpire(KEY, 3_600_300)
+    assert not (await limiter.hit("key", RateLimit(2, 0.3))).allowed
+    await asyncio.sleep(0.15)
+    # Refused ones do not prolong it.
+    await limiter.hit("key", RateLimit(2, 0.3))
+    assert await client.raw.pttl(KEY) <= 150
+    await asyncio.sleep(0.16)
+    assert (await limiter.hit("key", RateLimit(2, 0.3))).allowed
+
+
 async def test_a_server_that_has_forgotten_the_script_is_taught_again(
     limiter: RedisRateLimiter, client: RedisClient
 ) -> None:

@@ -4,6 +4,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.core.redis_settings import RedisSettings, normalize_url
+from app.settings import InvalidSettingsError, load_settings
 
 
 @pytest.mark.parametrize(
@@ -14,6 +15,7 @@ from app.core.redis_settings import RedisSettings, normalize_url
         ("rediss://:pass@cache.example:6380/0", "rediss://:pass@cache.example:6380/0"),
         ("redis://ada:p%40ss%2Fw%25rd@host:6379/0", "redis://ada:p%40ss%2Fw%25rd@host:6379/0"),
         ("redis://:p@ss@host/0", "redis://:p%40ss@host/0"),
+        ("redis://:p[a]ss@host/0", "redis://:p%5Ba%5Dss@host/0"),
         ("redis://[::1]:6379/0", "redis://[::1]:6379/0"),
         ("valkey://host/1", "redis://host/1"),
         ("valkeys://host/1", "rediss://host/1"),
@@ -45,6 +47,16 @@ def test_sentinel_and_cluster_are_refused_by_name(url: str) -> None:
         normalize_url(url)
 
 
+def test_the_service_does_not_start_with_a_url_of_sentinel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "redis+sentinel://:hunter2@host:26379/mymaster/0")
+    with pytest.raises(InvalidSettingsError) as refused:
+        load_settings()
+    assert "REDIS_URL: names Sentinel or Cluster" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -55,6 +67,9 @@ def test_sentinel_and_cluster_are_refused_by_name(url: str) -> None:
         "redis://:hunter2@:6379",
         "redis://:hunter2/x@host:6379",
         "redis://:hunter2#x@host:6379",
+        # What urllib's own messages would quote.
+        "redis://:[hunter2]/x@host",
+        "redis://:hunter2\N{FULLWIDTH NUMBER SIGN}/x@host",
         "redis://host:hunter2",
         "redis://host:99999",
         "redis://host/hunter2",

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
+
+from app.settings import Settings
 
 _PROJECT = Path(__file__).parents[2]
 _SECONDS = 120
@@ -19,7 +21,9 @@ _SECONDS = 120
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(_PROJECT), "PYTHONUNBUFFERED": "1"}
+    # Without any setting, so that every server is one of its own.
+    rest = {name: value for name, value in os.environ.items() if name not in Settings.model_fields}
+    return {**rest, "PYTHONPATH": str(_PROJECT), "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture
@@ -61,6 +65,15 @@ def running(command: list[str], port: int, folder: Path, env: dict[str, str]) ->
         process.wait(_SECONDS)
 
 
+def wait_until_nobody_listens(port: int) -> None:
+    deadline = time.monotonic() + _SECONDS
+    with suppress(ConnectionRefusedError):
+        while True:
+            socket.create_connection(("127.0.0.1", port)).close()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
 @pytest.fixture
 def port() -> int:
     with socket.socket() as probe:
@@ -74,6 +87,11 @@ def test_it_migrates_serves_and_ends_at_ctrl_c(
 ) -> None:
     with running(command, port, tmp_path, environment) as url:
         assert httpx2.get(f"{url}/docs").status_code == 200
+        # Whatever the service needs has been started and named.
+        output = (tmp_path / f"output-{port}.log").read_text()
+        for check, outcome in httpx2.get(f"{url}/health/ready").json()["checks"].items():
+            assert outcome == "ok"
+            assert f"\n{check.title()}  " in f"\n{output}"
         # While it runs, others use the same database.
         migrated = subprocess.run(
             [*command, "migrate"], check=False, cwd=tmp_path, env=environment, capture_output=True
@@ -82,6 +100,8 @@ def test_it_migrates_serves_and_ends_at_ctrl_c(
 
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"{url}/health/live")
+    for file in (tmp_path / "data").glob("*/port"):
+        wait_until_nobody_listens(int(file.read_text()))
 
 
 def test_a_port_in_use_is_named(

@@ -17,7 +17,8 @@ import pytest
 from devtools import postgresql_binaries
 from devtools.postgresql import PostgresServer, Server
 from devtools.postgresql_binaries import PostgresNotFoundError, find_programs
-from devtools.postgresql_sharing import _has_keeper, shared_server
+from devtools.postgresql_sharing import shared_server
+from devtools.sharing import has_keeper
 
 _PROJECT = Path(__file__).parents[2]
 _USER = textwrap.dedent("""
@@ -81,14 +82,14 @@ async def test_processes_share_one_server_and_it_survives_the_one_that_started_i
             first.wait()
             await anyio.sleep(0.5)
             assert await answer(server, "SELECT 1") == 1
-    wait_until(lambda: not _has_keeper(folder))
+    wait_until(lambda: not has_keeper(folder))
 
 
 def test_a_killed_user_leaves_nothing_behind(folder: Path) -> None:
     with user_of(folder) as only:
         port = port_of(only)
         only.send_signal(signal.SIGKILL)
-    wait_until(lambda: not _has_keeper(folder))
+    wait_until(lambda: not has_keeper(folder))
     assert not PostgresServer(folder, throwaway=True).data.exists()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", port))
@@ -105,12 +106,12 @@ async def test_data_for_development_outlives_the_server(folder: Path) -> None:
     with shared_server(folder, throwaway=False) as server:
         await answer(server, "CREATE TABLE kept AS SELECT 42 AS value")
         assert await answer(server, "SHOW fsync") == "on"
-    wait_until(lambda: not _has_keeper(folder))
+    wait_until(lambda: not has_keeper(folder))
 
     with shared_server(folder, throwaway=False) as again:
         assert await answer(again, "SELECT value FROM kept") == 42
         assert again == server
-    wait_until(lambda: not _has_keeper(folder))
+    wait_until(lambda: not has_keeper(folder))
     PostgresServer(folder, throwaway=False).remove()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import anyio
@@ -14,6 +15,8 @@ from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
 from tests.fixtures.application import Connect, MakeApp
 from tests.fixtures.caller import Caller
+from tests.fixtures.server import Serve
+from tests.orders.counting_service import QUERY
 
 PATH = "/api/v1/orders"
 
@@ -69,6 +72,24 @@ async def test_a_stampede_of_200_on_a_cold_order_runs_one_query(
         answers = await asyncio.gather(*(client.get(path) for _ in range(200)))
     assert {answer.status_code for answer in answers} == {200}
     assert sum("FROM orders" in statement for statement in queries.statements) == 1
+
+
+async def test_a_stampede_of_200_on_two_processes_runs_one_query(
+    serve: Serve, orders: OrderFactory
+) -> None:
+    path = f"{PATH}/{(await orders.a_placed()).id}"
+    env = {"REQUEST_TIMEOUT_SECONDS": "120", "REDIS_TIMEOUT_SECONDS": "30"}
+    served = partial(serve, env=env, app="tests.orders.counting_service:create_app")
+    async with (
+        served() as one,
+        served() as other,
+        httpx2.AsyncClient(timeout=120, limits=httpx2.Limits(max_connections=200)) as client,
+    ):
+        urls = [f"{one.url}{path}", f"{other.url}{path}"]
+        answers = await asyncio.gather(*(client.get(urls[n % 2]) for n in range(200)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    assert (one.logs() + other.logs()).count(QUERY) == 1
 
 
 async def test_whoever_cancels_reads_the_cancelled_order(

@@ -5,17 +5,18 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import anyio
 import httpx2
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import undefer
 
 from app.core.database import Database
-from app.core.jobs import JobContext
+from app.core.jobs import JobContext, Tick
 from app.orders.events import OrderPlaced
-from app.orders.jobs import confirm_order, enqueue_confirmation
+from app.orders.jobs import adopt_left_behind, confirm_order, enqueue_confirmation
 from app.orders.models import Order, OrderStatus
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
@@ -35,11 +36,13 @@ Stored = Callable[[UUID], Awaitable[Order]]
 async def test_a_placed_order_is_handed_over_in_its_own_transaction(
     client: httpx2.AsyncClient, jobs: Jobs
 ) -> None:
-    placed = await client.post(PATH, json=order_body(), headers={"X-Request-ID": "place-1"})
+    cause = {"X-Request-ID": "place-1", "traceparent": f"00-{1:032x}-{2:016x}-01"}
+    placed = await client.post(PATH, json=order_body(), headers=cause)
 
     assert placed.json()["status"] == "placed"
     [row] = await jobs.rows()
-    assert (row.name, row.context) == ("orders.confirm", {"request_id": "place-1"})
+    assert row.name == "orders.confirm"
+    assert row.context == {"request_id": "place-1", "traceparent": cause["traceparent"]}
     assert row.payload["order_id"] == placed.json()["id"]
     assert "ada@example.com" not in str(row.payload)
 
@@ -76,6 +79,30 @@ async def test_a_confirmation_that_is_repeated_changes_nothing(
     assert (await stored(cancelled.id)).receipt is None
     # An order has one confirmation, however often it is announced.
     assert len(await jobs.rows()) == 2
+
+
+async def test_orders_without_a_job_are_handed_over_once(
+    database: Database, jobs: Jobs, orders: OrderFactory, settings: Settings
+) -> None:
+    """They were placed before the service had jobs, which is when a feature is switched on."""
+    placed = await orders.placed(105)
+    [fresh, old] = [placed[0], placed[1:]]
+    async with database.transaction() as session:
+        await session.execute(
+            update(Order)
+            .where(Order.id != fresh.id)
+            .values(created_at=datetime.now(UTC) - timedelta(minutes=6))
+        )
+    async with httpx2.AsyncClient() as http_client:
+        for number in range(2):
+            async with database.transaction() as session:
+                context = JobContext("1", number, session, database, http_client, settings)
+                tick = Tick(scheduled_for=datetime.now(UTC))
+                await adopt_left_behind.job.handler(tick, context)
+
+    handed_over = {row.payload["order_id"] for row in await jobs.rows()}
+    assert handed_over == {str(order.id) for order in old}
+    assert len(await jobs.rows()) == len(old)
 
 
 async def test_every_committed_order_is_confirmed_once_however_processes_are_killed(

@@ -13,6 +13,8 @@ from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order
 
 _ORDERS_AT_ONCE = 500
+# Their files, of many megabytes perhaps, are deleted with them.
+_EXPORTS_AT_ONCE = 20
 
 
 class ExportRepository:
@@ -81,10 +83,16 @@ class ExportContentRepository:
         )
 
     async def delete_before(self, moment: datetime) -> int:
-        """Delete the exports that are older; returns how many."""
+        """Delete some of the exports that are older; returns how many."""
+        old = (
+            select(OrderExport.id)
+            .where(OrderExport.created_at < moment)
+            .limit(_EXPORTS_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
         gone = await self._session.scalars(
             delete(OrderExport)
-            .where(OrderExport.created_at < moment)
+            .where(OrderExport.id.in_(old))
             .returning(OrderExport.id)
             .execution_options(synchronize_session=False)
         )

@@ -124,9 +124,17 @@ async def mark_failed(session: AsyncSession, export_id: UUID) -> None:
         export.finished_at = datetime.now(UTC)
 
 
-async def delete_old(session: AsyncSession) -> int:
+async def delete_old(database: Database) -> int:
     """Delete the exports that have been kept long enough; returns how many."""
-    return await ExportContentRepository(session).delete_before(datetime.now(UTC) - KEPT_FOR)
+    moment = datetime.now(UTC) - KEPT_FOR
+    deleted = 0
+    while True:
+        # Short transactions, which hold up nobody who writes.
+        async with database.transaction() as session:
+            batch = await ExportContentRepository(session).delete_before(moment)
+        deleted += batch
+        if batch == 0:
+            return deleted
 
 
 async def read_file(database: Database, export_id: UUID) -> AsyncIterator[bytes]:

@@ -212,17 +212,23 @@ async def test_exports_are_no_order_called_exports(client: httpx2.AsyncClient) -
 
 
 async def test_old_exports_are_deleted_with_their_files(
-    client: httpx2.AsyncClient, jobs: Jobs, database: Database, settings: Settings
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    database: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ids = [UUID((await client.post(PATH)).json()["id"]) for _ in range(2)]
+    monkeypatch.setattr(repository, "_EXPORTS_AT_ONCE", 2)
+    ids = [UUID((await client.post(PATH)).json()["id"]) for _ in range(6)]
     await make(jobs, settings)
     async with database.transaction() as session:
-        export = await session.get_one(OrderExport, ids[0])
-        export.created_at = datetime.now(UTC) - timedelta(days=8)
-    async with database.transaction() as session:
-        assert await service.delete_old(session) == 1
+        for id_ in ids[:5]:
+            export = await session.get_one(OrderExport, id_)
+            export.created_at = datetime.now(UTC) - timedelta(days=8)
+
+    assert await service.delete_old(database) == 5
 
     async with database.read_only() as session:
         kept: Sequence[UUID] = (await session.scalars(select(OrderExport.id))).all()
         chunks = await session.scalar(select(func.count()).select_from(OrderExportChunk))
-    assert (kept, chunks) == ([ids[1]], 1)
+    assert (kept, chunks) == ([ids[5]], 1)
