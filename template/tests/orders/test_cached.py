@@ -75,7 +75,7 @@ async def test_a_stampede_of_200_on_a_cold_order_runs_one_query(
 
 
 async def test_a_stampede_of_200_on_two_processes_runs_one_query(
-    serve: Serve, orders: OrderFactory
+    serve: Serve, caller: Caller, orders: OrderFactory
 ) -> None:
     path = f"{PATH}/{(await orders.a_placed()).id}"
     env = {"REQUEST_TIMEOUT_SECONDS": "120", "REDIS_TIMEOUT_SECONDS": "30"}
@@ -83,7 +83,9 @@ async def test_a_stampede_of_200_on_two_processes_runs_one_query(
     async with (
         served() as one,
         served() as other,
-        httpx2.AsyncClient(timeout=120, limits=httpx2.Limits(max_connections=200)) as client,
+        httpx2.AsyncClient(
+            headers=caller.headers, timeout=120, limits=httpx2.Limits(max_connections=200)
+        ) as client,
     ):
         urls = [f"{one.url}{path}", f"{other.url}{path}"]
         answers = await asyncio.gather(*(client.get(urls[n % 2]) for n in range(200)))
