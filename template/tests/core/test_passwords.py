@@ -97,6 +97,7 @@ async def test_as_many_hashes_at_once_as_the_setting_says(monkeypatch: pytest.Mo
     [
         "password1234",
         "Passw0rd2024!",
+        "password1987!",
         "P@$$w0rd!P@$$w0rd!",
         "qwertyuiop12",
         "qwertzuiop12",
@@ -111,6 +112,7 @@ async def test_as_many_hashes_at_once_as_the_setting_says(monkeypatch: pytest.Mo
         "aaaaaaaaaaaa",
         "abababababab",
         "abcabcabcabc",
+        "qqqwwweeerrrtttyyy",
         "Summer2024!!",
         "letmeinletmein",
         "iloveyou12345",
@@ -129,10 +131,17 @@ def test_what_is_guessed_first_is_refused(password: str) -> None:
 
 @pytest.mark.parametrize(
     "password",
-    ["Ada.Lovelace1", "lovelace-2024", "ADALOVELACE!!", "ada@lovelace.example", "l0vel4ce-1815!"],
+    [
+        "countess1815!",
+        "Ada.Lovelace1",
+        "lovelace-2024",
+        "ADALOVELACE!!",
+        "ada@lovelace.example",
+        "l0vel4ce-1815!",
+    ],
 )
 def test_what_others_know_of_the_account_is_refused(password: str) -> None:
-    known = ("ada.lovelace@example.com", "Ada Lovelace")
+    known = ("Countess@example.com", "Ada Lovelace")
     assert "easy to guess" in (weakness(password, known) or "")
 
 
