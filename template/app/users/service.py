@@ -168,6 +168,8 @@ class CredentialService:
         async with self._database.read_only() as session:
             user = await UserService(session).get(user_id)
         _check(change.new_password, "new_password", user.email, user.full_name)
+        if change.new_password == change.current_password:
+            raise _refused("new_password", "is the current password")
         verified = await self._passwords.verify(
             change.current_password.get_secret_value(), user.password_hash
         )

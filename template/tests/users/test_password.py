@@ -8,6 +8,7 @@ import pytest
 
 from app.core.database import Database
 from app.core.passwords import Passwords, Verified
+from app.users.repository import UserRepository
 from tests.fixtures.authentication import PASSWORD, Account
 
 ME = "/api/v1/users/me"
@@ -45,6 +46,16 @@ async def test_every_session_ends_with_the_old_one(
     assert (await anonymous_client.post("/api/v1/auth/refresh", json=refresh)).status_code == 401
 
 
+async def test_tokens_of_the_old_password_are_void_by_themselves(
+    client: httpx2.AsyncClient, user: Account, database: Database
+) -> None:
+    assert (await change(client)).is_success
+    async with database.read_only() as session:
+        changed = await UserRepository(session).get(user.id)
+    assert changed is not None
+    assert changed.token_epoch == 1
+
+
 async def test_a_token_without_the_password_changes_nothing(
     client: httpx2.AsyncClient, user: Account
 ) -> None:
@@ -55,8 +66,8 @@ async def test_a_token_without_the_password_changes_nothing(
     assert await log_in(client, user, PASSWORD) == 200
 
 
-@pytest.mark.parametrize("new", ["password1234", "too short", "x9$kQ2!mZ7&p" * 11])
-async def test_a_new_password_must_be_hard_to_guess(
+@pytest.mark.parametrize("new", ["password1234", "too short", "x9$kQ2!mZ7&p" * 11, PASSWORD])
+async def test_a_new_password_must_be_new_and_hard_to_guess(
     client: httpx2.AsyncClient, user: Account, new: str
 ) -> None:
     answer = await change(client, new=new)
