@@ -109,28 +109,25 @@ async def test_what_is_no_change_ends_nothing(
     assert (await client.get(ME)).is_success
 
 
-@pytest.mark.parametrize("body", [{"role": "user"}, {"is_active": False}, {}])
 async def test_admins_cannot_change_their_own_access(
-    admins_client: httpx2.AsyncClient, admin: Account, body: dict[str, Any]
+    admins_client: httpx2.AsyncClient, admin: Account
 ) -> None:
-    answer = await admins_client.patch(f"{USERS}/{admin.id}", json=body)
-    assert answer.status_code == 409
-    assert answer.json()["type"].endswith("own-access")
+    bodies: list[dict[str, Any]] = [{"role": "user"}, {"is_active": False}, {}]
+    for body in bodies:
+        answer = await admins_client.patch(f"{USERS}/{admin.id}", json=body)
+        assert answer.status_code == 409, body
+        assert answer.json()["type"].endswith("own-access")
     assert (await admins_client.get(USERS)).is_success
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
+async def test_other_changes_are_refused(admins_client: httpx2.AsyncClient, user: Account) -> None:
+    bodies: list[dict[str, Any]] = [
         {"role": "root"},
         {"role": None},
         {"is_active": None},
         {"is_active": "no"},
-        {"email": "a@b.c"},
-    ],
-)
-async def test_other_changes_are_refused(
-    admins_client: httpx2.AsyncClient, user: Account, body: dict[str, Any]
-) -> None:
-    answer = await admins_client.patch(f"{USERS}/{user.id}", json=body)
-    assert answer.status_code == 422
+        {"email": "countess@example.com"},
+    ]
+    for body in bodies:
+        answer = await admins_client.patch(f"{USERS}/{user.id}", json=body)
+        assert answer.status_code == 422, body

@@ -3,7 +3,6 @@
 from typing import Any
 
 import httpx2
-import pytest
 
 from tests.fixtures.authentication import Account
 
@@ -11,23 +10,20 @@ ME = "/api/v1/users/me"
 SOMEBODY = "/api/v1/users/019a0000-0000-7000-8000-000000000000"
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
+async def test_without_a_token_there_is_nothing_to_see(
+    anonymous_client: httpx2.AsyncClient,
+) -> None:
+    for method, path in (
         ("GET", ME),
         ("PATCH", ME),
         ("POST", f"{ME}/password"),
         ("GET", "/api/v1/users"),
         ("GET", SOMEBODY),
         ("PATCH", SOMEBODY),
-    ],
-)
-async def test_without_a_token_there_is_nothing_to_see(
-    anonymous_client: httpx2.AsyncClient, method: str, path: str
-) -> None:
-    answer = await anonymous_client.request(method, path)
-    assert answer.status_code == 401
-    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    ):
+        answer = await anonymous_client.request(method, path)
+        assert answer.status_code == 401, (method, path)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 
 async def test_users_see_themselves(client: httpx2.AsyncClient, user: Account) -> None:
@@ -57,18 +53,16 @@ async def test_users_change_their_name_and_remove_it(client: httpx2.AsyncClient)
     assert (await client.get(ME)).json()["full_name"] is None
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
+async def test_users_change_nothing_else(client: httpx2.AsyncClient) -> None:
+    before = (await client.get(ME)).json()
+    refused: list[dict[str, Any]] = [
         {"role": "admin"},
         {"is_active": False},
         {"email": "countess@example.com"},
         {"password": "bernoulli numbers by engine"},
         {"full_name": ""},
         {"full_name": 1},
-    ],
-)
-async def test_users_change_nothing_else(client: httpx2.AsyncClient, body: dict[str, Any]) -> None:
-    before = (await client.get(ME)).json()
-    assert (await client.patch(ME, json=body)).status_code == 422
+    ]
+    for body in refused:
+        assert (await client.patch(ME, json=body)).status_code == 422, body
     assert (await client.get(ME)).json() == before
