@@ -17,7 +17,7 @@ from app.core.redis import RedisClient, RedisUnavailableError
 from app.users.models import User
 from devtools.valkey import ValkeyServer
 from tests.fixtures.application import CountQueries, MakeApp, open_client
-from tests.fixtures.authentication import Account, Accounts
+from tests.fixtures.authentication import PASSWORD, Account, Accounts
 
 ME = "/api/v1/users/me"
 AUTH = "/api/v1/auth"
@@ -132,6 +132,21 @@ async def test_what_ends_access_in_one_process_is_seen_by_all(
         assert await other.logout_all(user) == 204
 
         assert (await process.ask(user), await other.ask(user)) == (401, 401)
+
+
+async def test_after_a_change_the_database_is_asked_once_again(
+    process: Process, user: Account, count_queries: CountQueries, redis_url: str
+) -> None:
+    form = {"username": user.email, "password": PASSWORD}
+    elsewhere = (await process.client.post(f"{AUTH}/token", data=form)).json()
+    body = {"refresh_token": elsewhere["refresh_token"]}
+    await process.client.post(f"{AUTH}/logout", json=body)
+
+    assert await process.ask(user) == 200
+    with count_queries() as queries:
+        assert await process.ask(user) == 200
+
+    assert queries.count == 1
 
 
 async def test_what_was_loaded_before_a_change_is_not_taken_after_it(

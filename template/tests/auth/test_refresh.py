@@ -206,9 +206,8 @@ async def test_the_latest_used_token_has_its_grace_whatever_came_before(
     assert again.json()["refresh_token"] == grandchild
 
 
-@pytest.mark.parametrize("attempt", range(2))
 async def test_fifty_refreshes_at_once_leave_one_line_and_one_token(
-    user: Account, refresh: Refresh, rows: Rows, attempt: int
+    user: Account, refresh: Refresh, rows: Rows
 ) -> None:
     answers = await asyncio.gather(*(refresh(user.tokens.refresh_token) for _ in range(50)))
 

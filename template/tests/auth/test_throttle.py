@@ -121,6 +121,13 @@ class TestApi:
         assert 1 <= int(answer.headers["Retry-After"]) <= 60
         assert answer.json()["type"] == "urn:problem:login-throttled"
 
+    async def test_who_logs_in_may_do_so_again_and_again(
+        self, log_in: LogIn, user: Account
+    ) -> None:
+        statuses = [(await log_in(user.email, PASSWORD)).status_code for _ in range(7)]
+
+        assert statuses == [200] * 7
+
     async def test_an_unknown_account_is_limited_alike(self, log_in: LogIn) -> None:
         statuses = [(await log_in("nobody@people.example", "wrong")).status_code for _ in range(6)]
 
