@@ -8,6 +8,7 @@ from typing import Any
 
 import copier
 import pytest
+import yaml
 
 from tests.rendering import fast_copier
 from tests.snapshot import ROOT, copy_template
@@ -34,6 +35,11 @@ class TemplateRepository:
         self.head = self._commit_working_tree()
         self.next = self._commit_next_release()
         self.steps = (*((release, self.head) for release in self.releases), (self.head, self.next))
+
+    def asks(self, version: str, question: str) -> bool:
+        """Whether a release has the question."""
+        config = yaml.safe_load(run_git(self.folder, "show", f"{version}:copier.yml"))
+        return question in config
 
     def copy(self, version: str, destination: Path, **answers: Any) -> Path:
         """Render a release as a service in a git repository of its own, all committed."""

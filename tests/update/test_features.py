@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.service import Service
 from tests.snapshot import read_tree
@@ -12,19 +11,13 @@ from tests.update.repository import TemplateRepository, commit, run_git
 from tests.update.team import change_as_a_team, conflicts, update
 
 # What is switched on together, and thereby in which order the features came.
-FEATURES = {"redis+arq": ("use_redis", "use_arq")}
+FEATURES = {"redis+arq": ("use_redis", "use_arq"), "jwt": ("use_jwt",)}
 MIGRATIONS = "migrations/versions/"
 
 
 def release_before(repository: TemplateRepository, question: str) -> str:
     """The newest release that did not ask the question."""
-    without = [
-        release
-        for release in repository.releases
-        if question
-        not in yaml.safe_load(run_git(repository.folder, "show", f"{release}:copier.yml"))
-    ]
-    return without[-1]
+    return [r for r in repository.releases if not repository.asks(r, question)][-1]
 
 
 def tree(service: Path) -> dict[str, bytes]:
@@ -89,8 +82,11 @@ def test_a_feature_is_switched_on_and_off_again(
     team.update(repository.head, "Switch on", **dict.fromkeys(questions, True))
     assert tree(service).keys() > off.keys()
     team.just("migration", f"Tables of {name}")
+    # A guard shows in the description of the team's own routes.
+    team.just("openapi")
     team.test()
 
     team.update(repository.head, "Switch off", **dict.fromkeys(questions, False))
+    team.just("openapi")
     assert tree(service) == off
     team.test()
