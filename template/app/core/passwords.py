@@ -138,9 +138,10 @@ def normalize_password(password: str) -> str:
 def weakness(password: str, context: Iterable[str] = ()) -> str | None:
     """Say why a password must not be used, for the person who chose it; `None` when it may.
 
-    What is easy to guess is taken away: common passwords and words, names of the account, years,
-    runs of the keyboard and repetitions. Too little may not be left. No kinds of characters are
-    asked for (NIST SP 800-63B, section 5.1.1.2).
+    What is easy to guess is taken away: a common password or word, names of the account, years,
+    runs of the keyboard and repetitions. Too little may not be left. Two common words make a
+    phrase and are let through; no kinds of characters are asked for (NIST SP 800-63B, section
+    5.1.1.2).
 
     Args:
         password: What somebody chose.
@@ -153,20 +154,27 @@ def weakness(password: str, context: Iterable[str] = ()) -> str | None:
         return f"should have at most {MAX_PASSWORD_LENGTH} characters"
     words = {word for item in context for word in re.split(r"[\W_]+", item.lower())}
     known = {word for word in words if len(word) >= _MIN_CONTEXT}
-    rest = _without(_without_runs(text.lower()), known | _common())
-    if len(set(rest)) < _MIN_DISTINCT:
-        return "is too easy to guess: it is made of common words, names or patterns"
+    rest = _without(_without_runs(text.lower()), known)
+    rest = _without(rest, _longest_common_word(rest))
+    if len({character for character in rest if not character.isspace()}) < _MIN_DISTINCT:
+        return "is too easy to guess: it is a common password, a name or a pattern"
     return None
 
 
-def _without(text: str, words: set[str] | frozenset[str]) -> str:
+def _longest_common_word(text: str) -> set[str]:
+    spellings = (text, text.translate(_LOOKALIKES))
+    found = [word for word in _common() if any(word in spelling for spelling in spellings)]
+    return {max(found, key=len)} if found else set()
+
+
+def _without(text: str, words: set[str]) -> str:
     for spelling in (text, text.translate(_LOOKALIKES)):
         found = [word for word in words if word in spelling]
         if found:
             # The longest first, as it may contain others.
             pattern = "|".join(map(re.escape, sorted(found, key=len, reverse=True)))
-            return "".join(re.sub(pattern, "", spelling).split())
-    return "".join(text.split())
+            return re.sub(pattern, "", spelling)
+    return text
 
 
 def _without_runs(text: str) -> str:
