@@ -48,6 +48,8 @@ _LOOKALIKES = str.maketrans("013457@$!", "oieastasi")
 class PasswordSettings(Section):
     """What a hash costs; the defaults are those of RFC 9106 for servers with little memory.
 
+    Except for the lanes: more than one would take the cores that other requests need, and make
+    logins slower as soon as there are several at a time.
     Hashes that were made with other values stay good, and are replaced at their next login.
     """
 
@@ -58,7 +60,11 @@ class PasswordSettings(Section):
         default=3, ge=1, le=100, description="Passes over that memory."
     )
     PASSWORD_HASH_PARALLELISM: int = Field(
-        default=4, ge=1, le=64, description="Lanes of one hash; memory must be 8 KiB for each."
+        default=1,
+        ge=1,
+        le=64,
+        description="Lanes of one hash, each a core while it is computed; memory must be 8 KiB for "
+        "each.",
     )
     PASSWORD_HASH_CONCURRENCY: int = Field(
         default=2,

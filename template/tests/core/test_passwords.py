@@ -37,7 +37,7 @@ async def test_the_same_password_is_hashed_differently_each_time() -> None:
 
 async def test_the_default_is_argon2id_with_64_mib() -> None:
     stored = await Passwords(PasswordSettings()).hash("bernoulli numbers")
-    assert stored.startswith("$argon2id$v=19$m=65536,t=3,p=4$")
+    assert stored.startswith("$argon2id$v=19$m=65536,t=3,p=1$")
 
 
 async def test_nobody_has_no_password_and_costs_as_much_as_somebody() -> None:
