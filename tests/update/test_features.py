@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.service import Service
 from tests.snapshot import read_tree
@@ -18,12 +17,7 @@ MIGRATIONS = "migrations/versions/"
 
 def release_before(repository: TemplateRepository, question: str) -> str:
     """The newest release that did not ask the question."""
-    without = [
-        release
-        for release in repository.releases
-        if question
-        not in yaml.safe_load(run_git(repository.folder, "show", f"{release}:copier.yml"))
-    ]
+    without = [each for each in repository.releases if question not in repository.questions(each)]
     return without[-1]
 
 
