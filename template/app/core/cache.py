@@ -76,7 +76,7 @@ class CacheSpace(Generic[M]):
     """One kind of cached answers.
 
     Args:
-        name: Unique within the service, such as `orders`.
+        name: Unique within the service, such as `books`.
         model: What an entry is, stored as JSON. A deploy that changes it reads no older entries.
         ttl_seconds: How long an entry lives at most; `CACHE_TTL_SECONDS` when omitted.
     """
