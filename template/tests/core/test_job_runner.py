@@ -286,7 +286,7 @@ async def test_the_lease_of_a_job_in_hand_is_kept_and_no_other(
     await eventually(lambda: asyncio.to_thread(notes, file), bool)
     # The first lease alone would end after less than half a second.
     enough = datetime.now(UTC) + timedelta(seconds=1.5)
-    later = await eventually(jobs.rows, lambda rows: (rows[0].due_at or enough) > enough)
+    later = await eventually(jobs.rows, lambda rows: (rows[0].due_at or enough) > enough, 30)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
