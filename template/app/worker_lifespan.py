@@ -17,6 +17,7 @@ from app.core.database import Database
 from app.core.events import EventBus
 from app.core.heartbeat import Heartbeat, beat
 from app.core.http_client import open_http_client
+from app.core.job_clock import JobClock
 from app.core.job_runner import JobRunner
 from app.core.jobs import JobRegistry
 from app.core.outbox import JobsEnqueued
@@ -33,7 +34,12 @@ def job_modules() -> list[ModuleType]:
 
 
 async def run(settings: Settings, registry: JobRegistry, stopping: asyncio.Event) -> None:
-    """Run jobs until `stopping` is set, then let those in hand finish or go back."""
+    """Run jobs until `stopping` is set, then let those in hand finish or go back.
+
+    Raises:
+        Exception: one of the tasks beside the jobs has failed for good, such as the heartbeat on a
+            disk that cannot be written; the jobs have been let go as above.
+    """
     async with AsyncExitStack() as stack:
         background = BackgroundRunner(settings)
         events = EventBus(background)
@@ -63,15 +69,22 @@ async def run(settings: Settings, registry: JobRegistry, stopping: asyncio.Event
                 relay.run(),
                 listen(redis, settings, relay.wake),
                 runner.keep_leases(),
+                JobClock(registry.periodic, database).run(),
                 beat(settings.WORKER_HEARTBEAT_FILE, state),
             )
         ]
+        for helper in helpers:
+            # None of them ends by itself. A worker without one must not look as if all were well.
+            helper.add_done_callback(lambda _: stopping.set())
         try:
-            await queue.serve(registry, runner, database, stopping)
+            await queue.serve(registry, runner, stopping)
         finally:
             for helper in helpers:
                 helper.cancel()
             await asyncio.wait(helpers)
+        for helper in helpers:
+            if not helper.cancelled():
+                helper.result()
 
 
 async def serve(settings: Settings, registry: JobRegistry) -> None:

@@ -7,8 +7,7 @@ import sys
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
-
-from sqlalchemy.ext.asyncio import AsyncSession
+from uuid import UUID
 
 from app.core import dead_letters
 from app.core.background import BackgroundRunner
@@ -32,8 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     async def run() -> None:
         database = Database(settings, EventBus(BackgroundRunner(settings)))
         try:
-            async with database.transaction() as session:
-                await _COMMANDS[options.command](session, options)
+            await _COMMANDS[options.command](database, options)
         finally:
             await database.close()
 
@@ -72,13 +70,20 @@ def _json_object(text: str) -> dict[str, Any]:
     return value
 
 
-async def _list(session: AsyncSession, options: argparse.Namespace) -> None:
-    letters = await dead_letters.find(session, name=options.name, limit=_LISTED + 1)
+async def _list(database: Database, options: argparse.Namespace) -> None:
+    async with database.read_only() as session:
+        letters = await dead_letters.find(session, name=options.name, limit=_LISTED + 1)
     if not letters:
         print("No dead letters.")
         return
     rows = [
-        (_short(letter), letter.name, str(letter.tries), _time(letter.failed_at), _summary(letter))
+        (
+            _short(letter.id),
+            letter.name,
+            str(letter.tries),
+            _time(letter.failed_at),
+            _summary(letter),
+        )
         for letter in letters[:_LISTED]
     ]
     _print_table(("ID", "JOB", "TRIES", "FAILED AT (UTC)", "ERROR"), rows)
@@ -86,8 +91,10 @@ async def _list(session: AsyncSession, options: argparse.Namespace) -> None:
         print(f"... and more; these are the oldest {_LISTED}.")
 
 
-async def _show(session: AsyncSession, options: argparse.Namespace) -> None:
-    [letter] = await _selected(session, options)
+async def _show(database: Database, options: argparse.Namespace) -> None:
+    [id_] = await _selected(database, options)
+    async with database.read_only() as session:
+        letter = await session.get_one(DeadLetter, id_)
     fields = {
         "id": str(letter.id),
         "job": letter.name,
@@ -106,44 +113,52 @@ async def _show(session: AsyncSession, options: argparse.Namespace) -> None:
     print(f"\n{letter.traceback}", end="")
 
 
-async def _retry(session: AsyncSession, options: argparse.Namespace) -> None:
-    letters = await _selected(session, options)
-    if options.payload is not None and len(letters) > 1:
+async def _retry(database: Database, options: argparse.Namespace) -> None:
+    ids = await _selected(database, options)
+    if options.payload is not None and len(ids) > 1:
         sys.exit("--payload is for one job.")
-    for letter in letters:
-        again = await dead_letters.retry(session, letter, options.payload)
-        outcome = "handed over" if again else "is under way already"
-        print(f"{_short(letter)}  {letter.name}: {outcome}")
+    for id_ in ids:
+        # One by one: there may be more than fit into memory, and locks are held for a moment only.
+        async with database.transaction() as session:
+            letter = await dead_letters.get_locked(session, id_)
+            again = letter and await dead_letters.retry(session, letter, options.payload)
+        if letter:
+            outcome = "handed over" if again else "is under way already"
+            print(f"{_short(letter.id)}  {letter.name}: {outcome}")
 
 
-async def _discard(session: AsyncSession, options: argparse.Namespace) -> None:
-    for letter in await _selected(session, options):
-        await dead_letters.discard(session, letter)
-        print(f"{_short(letter)}  {letter.name}: discarded")
+async def _discard(database: Database, options: argparse.Namespace) -> None:
+    for id_ in await _selected(database, options):
+        async with database.transaction() as session:
+            if letter := await dead_letters.get_locked(session, id_):
+                await dead_letters.discard(session, letter)
+        if letter:
+            print(f"{_short(id_)}  {letter.name}: discarded")
 
 
-async def _selected(session: AsyncSession, options: argparse.Namespace) -> Sequence[DeadLetter]:
+async def _selected(database: Database, options: argparse.Namespace) -> Sequence[UUID]:
     name = getattr(options, "name", None)
     if not (options.ids or name or getattr(options, "all", False)):
         sys.exit("Say which: ids, --name or --all.")
-    letters = await dead_letters.find(session, name=name)
+    async with database.read_only() as session:
+        found = await dead_letters.find_ids(session, name=name)
     if not options.ids:
-        return letters
-    return [_the_one(letters, text) for text in options.ids]
+        return found
+    return [_the_one(found, text) for text in options.ids]
 
 
-def _the_one(letters: Sequence[DeadLetter], text: str) -> DeadLetter:
+def _the_one(found: Sequence[UUID], text: str) -> UUID:
     wanted = text.lower().replace("-", "")
-    found = [letter for letter in letters if letter.id.hex.endswith(wanted)]
-    if len(found) != 1:
-        problem = "No dead letter's id ends" if not found else "Several dead letters' ids end"
+    matching = [id_ for id_ in found if id_.hex.endswith(wanted)]
+    if len(matching) != 1:
+        problem = "No dead letter's id ends" if not matching else "Several dead letters' ids end"
         sys.exit(f"{problem} in {text}.")
-    return found[0]
+    return matching[0]
 
 
-def _short(letter: DeadLetter) -> str:
+def _short(id_: UUID) -> str:
     # Version 7 ids begin with the time, so it is the end that differs.
-    return letter.id.hex[-8:]
+    return id_.hex[-8:]
 
 
 def _time(moment: datetime) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import copier
 import pytest
+import yaml
 
 from tests.rendering import fast_copier
 from tests.snapshot import ROOT, copy_template
@@ -36,12 +37,17 @@ class TemplateRepository:
         self.steps = (*((release, self.head) for release in self.releases), (self.head, self.next))
 
     def copy(self, version: str, destination: Path, **answers: Any) -> Path:
-        """Render a release as a service in a git repository of its own, all committed."""
+        """Render a release as a service in a git repository of its own, all committed.
+
+        A feature that the release does not know may be answered with `False`.
+        """
+        known = self.questions(version)
+        data = {name: answer for name, answer in answers.items() if answer or name in known}
         with fast_copier():
             copier.run_copy(
                 str(self.folder),
                 destination,
-                data=answers,
+                data=data,
                 defaults=True,
                 quiet=True,
                 unsafe=False,
@@ -50,6 +56,10 @@ class TemplateRepository:
         run_git(destination, "init", "--quiet")
         commit(destination, "Start from the template")
         return destination
+
+    def questions(self, version: str) -> set[str]:
+        """What a release asks."""
+        return set(yaml.safe_load(run_git(self.folder, "show", f"{version}:copier.yml")))
 
     def _tag_releases(self) -> tuple[str, ...]:
         """Tag the commit that added a release's heading to the changelog; oldest first."""

@@ -7,20 +7,17 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC
 from typing import Any, Protocol
 
 import orjson
 import structlog
 from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
-from arq.cron import CronJob, cron
-from arq.worker import Retry, Worker, func
+from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 
-from app.core.database import Database
 from app.core.job_runner import JobRunner
-from app.core.jobs import JobRegistry, PeriodicJob, Tick
+from app.core.jobs import JobRegistry
 from app.core.outbox import Ticket
 
 # Short enough to be sent again within a lease; the backlog waits in the outbox.
@@ -95,7 +92,6 @@ class ArqQueue:
         self,
         registry: JobRegistry,
         runner: JobRunner,
-        database: Database,
         stopping: asyncio.Event,
     ) -> None:
         """Run jobs until `stopping` is set and the last ones have ended.
@@ -106,7 +102,7 @@ class ArqQueue:
         leftover: set[asyncio.Task[Any]] = set()
         stopped_at = time.monotonic()
         while not stopping.is_set():
-            worker = self._create_worker(registry, runner, database)
+            worker = self._create_worker(registry, runner)
             polling = asyncio.create_task(worker.async_run())
             waiting = asyncio.create_task(stopping.wait())
             await asyncio.wait({polling, waiting}, return_when=asyncio.FIRST_COMPLETED)
@@ -135,9 +131,7 @@ class ArqQueue:
     def _health_key(self) -> str:
         return f"{self._prefix}:worker:{socket.gethostname()}:{os.getpid()}"
 
-    def _create_worker(
-        self, registry: JobRegistry, runner: JobRunner, database: Database
-    ) -> Worker:
+    def _create_worker(self, registry: JobRegistry, runner: JobRunner) -> Worker:
         async def run(ctx: dict[Any, Any], *args: Any, **_: Any) -> None:  # noqa: ARG001
             await runner.run(Ticket(*args))
 
@@ -146,8 +140,9 @@ class ArqQueue:
         return _Worker(
             lease_seconds=self._settings.JOB_LEASE_SECONDS,
             on_poll=self._note_poll,
-            functions=[func(run, name=_RUN, timeout=longest, max_tries=_NO_LIMIT, keep_result=0)],
-            cron_jobs=[self._create_cron(each, database) for each in registry.periodic],
+            functions=[func(run, name=_RUN, timeout=longest, max_tries=_NO_LIMIT)],
+            # Nor of tickets that expire in the queue: as long as there is one, they are refused.
+            keep_result=0,
             queue_name=self._prefix,
             redis_pool=self._redis,
             handle_signals=False,
@@ -159,27 +154,7 @@ class ArqQueue:
             health_check_key=self._health_key,
             job_serializer=_to_json,
             job_deserializer=orjson.loads,
-            timezone=UTC,
             log_results=False,
-        )
-
-    def _create_cron(self, each: PeriodicJob, database: Database) -> CronJob:
-        async def tick(ctx: dict[Any, Any], *_: Any, **__: Any) -> None:
-            # The same in every worker, as it is made of the name and the scheduled time.
-            moment = str(ctx["job_id"])
-            try:
-                async with database.transaction() as session:
-                    await each.job.enqueue(session, Tick(scheduled_for=moment), job_id=moment)
-            except Exception as error:
-                raise Retry(defer=ctx["job_try"] * 2) from error
-
-        return cron(
-            tick,
-            name=f"{self._prefix}:{each.job.name}",
-            minute=set(each.minutes),
-            hour=None if each.hours is None else set(each.hours),
-            timeout=10,
-            max_tries=5,
         )
 
     def _note_poll(self) -> None:

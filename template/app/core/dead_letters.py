@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, ColumnElement, String, Text, delete, select
+from sqlalchemy import JSON, String, Text, delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
@@ -64,34 +64,41 @@ async def bury(session: AsyncSession, row: OutboxJob, error: str, traceback: str
             context=row.context,
             ordering_key=row.ordering_key,
             tries=row.tries,
-            error=error[:_MAX_ERROR],
+            error=_storable(error)[:_MAX_ERROR],
             # The end names the error.
-            traceback=traceback[-_MAX_TRACEBACK:],
+            traceback=_storable(traceback)[-_MAX_TRACEBACK:],
             enqueued_at=row.created_at,
             failed_at=datetime.now(UTC),
         )
     )
 
 
-def _selected(ids: Sequence[UUID] | None, name: str | None) -> list[ColumnElement[bool]]:
-    conditions: list[ColumnElement[bool]] = []
-    if ids is not None:
-        conditions.append(DeadLetter.id.in_(ids))
-    if name is not None:
-        conditions.append(DeadLetter.name == name)
-    return conditions
+def _storable(text: str) -> str:
+    """Escape what no database takes as text, or what made the job fail would keep it alive."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 async def find(
-    session: AsyncSession,
-    *,
-    ids: Sequence[UUID] | None = None,
-    name: str | None = None,
-    limit: int | None = None,
+    session: AsyncSession, *, name: str | None = None, limit: int | None = None
 ) -> Sequence[DeadLetter]:
-    """Return dead letters, oldest first; all of them when nothing selects."""
-    statement = select(DeadLetter).where(*_selected(ids, name)).order_by(DeadLetter.id)
-    return (await session.scalars(statement.limit(limit))).all()
+    """Return dead letters, oldest first; of all jobs unless `name` is given."""
+    statement = select(DeadLetter).order_by(DeadLetter.id).limit(limit)
+    if name is not None:
+        statement = statement.where(DeadLetter.name == name)
+    return (await session.scalars(statement)).all()
+
+
+async def find_ids(session: AsyncSession, *, name: str | None = None) -> Sequence[UUID]:
+    """Return the ids of dead letters, oldest first; there may be too many to load the rest."""
+    statement = select(DeadLetter.id).order_by(DeadLetter.id)
+    if name is not None:
+        statement = statement.where(DeadLetter.name == name)
+    return (await session.scalars(statement)).all()
+
+
+async def get_locked(session: AsyncSession, id_: UUID) -> DeadLetter | None:
+    """Return a dead letter, locked until the transaction ends; `None` when it has gone."""
+    return await session.get(DeadLetter, id_, with_for_update=True)
 
 
 async def retry(

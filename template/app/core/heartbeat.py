@@ -13,6 +13,7 @@ DEFAULT_FILE = Path(tempfile.gettempdir()) / "worker-heartbeat.json"
 """Where a worker shows that it is alive unless `WORKER_HEARTBEAT_FILE` names another place."""
 
 _INTERVAL_SECONDS = 2.0
+_LOOK_SECONDS = 0.1
 _LATE_SECONDS = 10.0
 
 
@@ -24,6 +25,11 @@ class Heartbeat:
     draining: bool
     alive_at: float = field(default_factory=time.time)
     pid: int = field(default_factory=os.getpid)
+
+    @property
+    def state(self) -> tuple[bool, bool]:
+        """What a probe wants to know at once when it changes."""
+        return self.draining, self.working_at > 0
 
 
 def write_heartbeat(file: Path, heartbeat: Heartbeat) -> None:
@@ -79,7 +85,15 @@ def _is_running(pid: int) -> bool:
 
 
 async def beat(file: Path, current: Callable[[], Heartbeat]) -> None:
-    """Write the heartbeat every two seconds until cancelled."""
+    """Write the heartbeat every two seconds, and when its state changes, until cancelled."""
+    written: Heartbeat | None = None
     while True:
-        write_heartbeat(file, current())
-        await asyncio.sleep(_INTERVAL_SECONDS)
+        now = current()
+        if (
+            written is None
+            or now.state != written.state
+            or abs(now.alive_at - written.alive_at) >= _INTERVAL_SECONDS
+        ):
+            write_heartbeat(file, now)
+            written = now
+        await asyncio.sleep(_LOOK_SECONDS)

@@ -37,6 +37,10 @@ class WorkerLostError(Exception):
     """The worker was gone before the last try had an end; perhaps the job is what killed it."""
 
 
+class HandlerCancelledError(Exception):
+    """What the handler waited for was cancelled, which is not the worker's end."""
+
+
 def _do_nothing() -> None:
     pass
 
@@ -110,11 +114,9 @@ class JobRunner:
             await asyncio.sleep(self._settings.JOB_LEASE_SECONDS / 4)
             if not self._held:
                 continue
-            # All workers in the same order, or their locks could block one another.
-            held = sorted(self._held, key=lambda ticket: ticket.id)
             try:
                 async with self._database.transaction() as session:
-                    await outbox.keep(session, held, self._lease)
+                    await outbox.keep(session, list(self._held), self._lease)
             except Exception as error:  # noqa: BLE001
                 logger.warning("leases_not_kept", error=f"{type(error).__name__}: {error}")
 
@@ -127,6 +129,12 @@ class JobRunner:
             logger.warning("job_superseded")
         except Exception as error:  # noqa: BLE001
             await self._fail(row, held, definition, error)
+        except asyncio.CancelledError as error:
+            if _is_being_cancelled():
+                raise
+            failure = HandlerCancelledError(str(error))
+            failure.__cause__ = error
+            await self._fail(row, held, definition, failure)
         else:
             logger.info("job_done", seconds=round(time.monotonic() - started, 3))
 
@@ -203,6 +211,11 @@ class JobRunner:
                 logger.exception("job_not_given_back", outbox_id=held.id)
             else:
                 logger.info("job_given_back", outbox_id=held.id)
+
+
+def _is_being_cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _load_payload(definition: Job[Any], row: OutboxJob) -> BaseModel:

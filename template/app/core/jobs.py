@@ -21,7 +21,7 @@ from app.core.settings import Section
 P = TypeVar("P", bound=BaseModel)
 
 # What follows a request into its jobs, from the context that log lines are made of.
-_CARRIED = ("request_id",)
+_CARRIED = ("request_id", "traceparent")
 
 
 class JobSettings(Section):
@@ -176,7 +176,7 @@ def job(
 class Tick(BaseModel):
     """The payload of periodic jobs."""
 
-    scheduled_for: str = Field(description="The moment's name, the same in every worker.")
+    scheduled_for: datetime = Field(description="The minute, the same in every worker.")
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,17 @@ class PeriodicJob:
     job: Job[Tick]
     minutes: frozenset[int]
     hours: frozenset[int] | None
+
+    def latest(self, after: datetime, until: datetime) -> datetime | None:
+        """The last of its minutes that began after the one moment and not after the other (UTC)."""
+        moment = until.replace(second=0, microsecond=0)
+        # Whatever its hours, it comes at least once a day.
+        after = max(after, until - timedelta(days=1))
+        while moment > after:
+            if moment.minute in self.minutes and (self.hours is None or moment.hour in self.hours):
+                return moment
+            moment -= timedelta(minutes=1)
+        return None
 
 
 def periodic(
@@ -199,8 +210,9 @@ def periodic(
 ) -> Callable[[Handler[Tick]], PeriodicJob]:
     """Decorate a job that is enqueued at these minutes (0..59) of these hours (0..23, UTC).
 
-    However many workers there are, it is enqueued once each time; while there is none, not at
-    all: let each run do what the ones before it have missed. `hours` defaults to every hour, the
+    However many workers there are, it is enqueued once each time. While there is none, or none
+    reaches the database, it is not; of what was missed then only the last comes later, so let each
+    run do what the ones before it should have done. `hours` defaults to every hour, the
     rest is as for `job`.
     """
 

@@ -14,6 +14,7 @@ from app.core.errors import AppError, ServiceUnavailableError, error_response
 from app.core.exchange import Exchange
 from app.core.handshake import Handshake
 from app.core.problems import problem_response
+from app.core.request_id import choose_trace_context
 from app.core.security_headers import SecurityHeaders
 
 logger = structlog.get_logger("app.request")
@@ -56,7 +57,9 @@ class RequestMiddleware:
         exchange = Exchange(scope, receive, send, self._headers)
         # Servers reuse contexts: what an earlier request has bound must not show up here.
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=exchange.request_id)
+        structlog.contextvars.bind_contextvars(
+            request_id=exchange.request_id, **choose_trace_context(scope["headers"])
+        )
         try:
             await self._answer(exchange)
         finally:
@@ -65,7 +68,9 @@ class RequestMiddleware:
 
     async def _shake_hands(self, handshake: Handshake, receive: Receive) -> None:
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=handshake.request_id)
+        structlog.contextvars.bind_contextvars(
+            request_id=handshake.request_id, **choose_trace_context(handshake.scope["headers"])
+        )
         try:
             await self._app(handshake.scope, receive, handshake.send)
         finally:

@@ -1,4 +1,11 @@
-"""The outbox: jobs are rows, written with what they follow from and kept until they are done."""
+"""The outbox: jobs are rows, written with what they follow from and kept until they are done.
+
+All times are the clocks of the processes that write and compare them, so these should be
+synchronised. What holds when they are not: no job is lost and none has its effects twice, since
+that rests on `tries` alone. A process whose clock is ahead by d has its new jobs begun up to d
+late, and what it held when it died is taken over up to d late; one whose clock is behind by more
+than a lease seems dead while it works, and each time costs the job a try.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +21,8 @@ from sqlalchemy import (
     delete,
     exists,
     insert,
-    or_,
     select,
+    tuple_,
     update,
 )
 from sqlalchemy.exc import IntegrityError
@@ -131,7 +138,9 @@ async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Seque
     due = await session.execute(
         select(OutboxJob.id, OutboxJob.tries)
         .where(OutboxJob.due_at <= now, ~held_up)
-        .order_by(OutboxJob.id)
+        # What is overdue for longest, straight from the index: a backlog need not be sorted, nor
+        # the rows of past jobs be passed over.
+        .order_by(OutboxJob.due_at, OutboxJob.id)
         .limit(limit)
         # Where there are no row locks, a write transaction excludes every other.
         .with_for_update(skip_locked=True, of=OutboxJob)
@@ -172,7 +181,12 @@ async def keep(session: AsyncSession, tickets: Sequence[Ticket], lease: timedelt
     """Say that these are still being worked on."""
     await session.execute(
         update(OutboxJob)
-        .where(or_(*map(_is_current, tickets)))
+        .where(
+            tuple_(OutboxJob.id, OutboxJob.tries).in_(
+                [(ticket.id, ticket.tries) for ticket in tickets]
+            ),
+            OutboxJob.due_at.is_not(None),
+        )
         .values(due_at=datetime.now(UTC) + lease)
         .execution_options(synchronize_session=False)
     )

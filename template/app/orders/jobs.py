@@ -1,13 +1,20 @@
 """What follows from an order's events, as jobs that survive the process that caused them."""
 
+from datetime import timedelta
+from uuid import UUID
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.events import EventBus
-from app.core.jobs import JobContext, job
+from app.core.jobs import JobContext, Tick, job, periodic
 from app.core.threads import offload
 from app.orders.events import OrderPlaced
 from app.orders.receipt import render_receipt
 from app.orders.service import OrderConfirmation
+
+# By then a worker has had its turn, unless there is no job.
+_LEFT_BEHIND = timedelta(minutes=5)
+_BATCH = 100
 
 
 @job(name="orders.confirm", payload=OrderPlaced, timeout_seconds=10)
@@ -17,6 +24,22 @@ async def confirm_order(order: OrderPlaced, context: JobContext) -> None:
     # connection nor a lock is held while the thread computes.
     receipt = await offload(render_receipt, order)
     await OrderConfirmation(context.session).confirm(order.order_id, receipt)
+
+
+@periodic(name="orders.adopt_left_behind", minutes=range(0, 60, 5))
+async def adopt_left_behind(_: Tick, context: JobContext) -> None:
+    """Hand over orders that have no job, such as those placed before the service had any."""
+    after_id: UUID | None = None
+    while True:
+        async with context.database.transaction() as session:
+            batch = await OrderConfirmation(session).list_left_behind(
+                age=_LEFT_BEHIND, after_id=after_id, limit=_BATCH
+            )
+            for placed in batch:
+                await enqueue_confirmation(placed, session)
+        if len(batch) < _BATCH:
+            return
+        after_id = batch[-1].order_id
 
 
 async def enqueue_confirmation(event: OrderPlaced, session: AsyncSession) -> None:

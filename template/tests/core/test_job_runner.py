@@ -1,3 +1,4 @@
+import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import httpx2
 import pytest
+import structlog
 
 from app.core import dead_letters, outbox
 from app.core.database import Database
@@ -12,9 +14,9 @@ from app.core.job_runner import JobRunner
 from app.core.jobs import Job, JobContext, JobRegistry, RetryPolicy, job
 from app.core.outbox import SupersededError, Ticket
 from app.settings import Settings
-from tests.fixtures.jobs import Jobs
+from tests.fixtures.jobs import Jobs, eventually
 from tests.jobs import definitions
-from tests.jobs.definitions import QUICKLY, Note
+from tests.jobs.definitions import QUICKLY, Nap, Note
 
 
 @dataclass(frozen=True)
@@ -24,14 +26,15 @@ class Trial:
     jobs: Jobs
     settings: Settings
 
-    def runner(self, *more: Job[Any]) -> JobRunner:
-        """Make a runner that knows more jobs as well."""
+    def runner(self, *more: Job[Any], **changes: Any) -> JobRunner:
+        """Make a runner that knows more jobs as well, and settings that differ."""
         known = JobRegistry.of([definitions]).jobs | {each.name: each for each in more}
         del known[definitions.of_the_next_release.name]
         database, client = self.jobs.database, httpx2.AsyncClient()
         registry = JobRegistry(known, ())
         unknown = RetryPolicy(max_tries=2)
-        return JobRunner(registry, database, client, self.settings, unknown=unknown)
+        settings = self.settings.model_copy(update=changes)
+        return JobRunner(registry, database, client, settings, unknown=unknown)
 
     async def run_all(self, *more: Job[Any]) -> None:
         """Try every job of the outbox once more, however long it should wait."""
@@ -213,3 +216,106 @@ async def test_nobody_buries_a_job_that_someone_else_has_begun(
     with pytest.raises(SupersededError):
         async with database.transaction() as session:
             await dead_letters.bury(session, row, "error", "traceback")
+
+
+async def test_a_try_that_the_workers_end_cuts_short_is_given_back(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes"
+    await jobs.enqueue(definitions.nap, Nap(file=file, seconds=60))
+    [row] = await jobs.rows()
+    for tries in range(1, 3):
+        attempt = asyncio.create_task(trial.runner().run(Ticket(row.id, 0)))
+        await eventually(lambda: asyncio.to_thread(notes, file), lambda ran: len(ran) == tries)  # noqa: B023
+        attempt.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await attempt
+
+        [row] = await jobs.rows()
+        assert row.tries == 0
+        assert row.due_at is not None
+        assert row.due_at <= datetime.now(UTC)
+    assert notes(file) == ["try 1", "try 1"]
+
+
+async def test_a_handler_that_was_cancelled_by_something_else_fails(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    async def wait_for_something_cancelled(_: Note, __: JobContext) -> None:
+        other = asyncio.create_task(asyncio.sleep(60))
+        other.cancel()
+        await other
+
+    waiting = job(name="tests.waiting", payload=Note)(wait_for_something_cancelled)
+    await jobs.enqueue(waiting, Note(file=tmp_path / "notes"))
+
+    await trial.run_all(waiting)
+
+    [letter] = await jobs.letters()
+    assert letter.error == "HandlerCancelledError"
+    assert "await other" in letter.traceback
+
+
+async def test_an_error_that_no_database_takes_as_text_is_recorded(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    async def fail(_: Note, __: JobContext) -> None:
+        raise ZeroDivisionError("\0 and \ud800")
+
+    failing = job(name="tests.failing", payload=Note)(fail)
+    await jobs.enqueue(failing, Note(file=tmp_path / "notes"))
+
+    await trial.run_all(failing)
+
+    [letter] = await jobs.letters()
+    assert letter.error == r"ZeroDivisionError: \x00 and \ud800"
+
+
+async def test_the_lease_of_a_job_in_hand_is_kept_and_no_other(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes"
+    await jobs.enqueue(definitions.nap, Nap(file=file, seconds=60))
+    await jobs.enqueue(definitions.note, Note(file=file), delay=timedelta(seconds=60))
+    runner = trial.runner(JOB_LEASE_SECONDS=0.4)
+    [held, other] = await jobs.rows()
+    tasks = [
+        asyncio.create_task(runner.run(Ticket(held.id, 0))),
+        asyncio.create_task(runner.keep_leases()),
+    ]
+    await eventually(lambda: asyncio.to_thread(notes, file), bool)
+    # The first lease alone would end after less than half a second.
+    enough = datetime.now(UTC) + timedelta(seconds=1.5)
+    later = await eventually(jobs.rows, lambda rows: (rows[0].due_at or enough) > enough)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+    assert later[1].due_at == other.due_at
+
+
+async def test_what_is_known_of_the_cause_is_known_to_the_logs_of_the_job(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    seen: dict[str, Any] = {}
+
+    async def look(_: Note, __: JobContext) -> None:
+        seen.update(structlog.contextvars.get_contextvars())
+
+    looking = job(name="tests.looking", payload=Note)(look)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with structlog.contextvars.bound_contextvars(
+        request_id="cause-1", traceparent=trace, secret="not for others"
+    ):
+        await jobs.enqueue(looking, Note(file=tmp_path / "notes"), job_id="unique")
+
+    await trial.run_all(looking)
+
+    assert seen == {
+        "request_id": "cause-1",
+        "traceparent": trace,
+        "job": "tests.looking",
+        "job_id": "unique",
+        "job_try": 1,
+    }
+    assert not structlog.contextvars.get_contextvars()

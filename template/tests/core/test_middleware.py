@@ -25,6 +25,7 @@ from app.core.logging import LoggingSettings, configure_logging
 from app.core.settings import AppSettings, Environment
 from tests.core.stack import ORIGIN, build_app, client_of
 
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 FRESH_ID = re.compile(r"[0-9a-f]{32}")
 
 router = APIRouter(prefix="/api/v1")
@@ -525,6 +526,29 @@ async def test_what_a_request_binds_to_the_log_context_ends_with_it(
     second = lines("request")[1]
     assert second["request_id"] == "second"
     assert "item" not in second
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_kept"),
+    [
+        ([TRACEPARENT], True),
+        ([], False),
+        ([TRACEPARENT, TRACEPARENT], False),
+        ([TRACEPARENT.upper()], False),
+        ([f"{TRACEPARENT}-00"], False),
+        ([f'{TRACEPARENT[:-2]}"}}'], False),
+    ],
+)
+async def test_the_lines_of_a_request_name_the_trace_that_it_belongs_to(
+    client: httpx2.AsyncClient,
+    lines: Lines,
+    sent: list[str],
+    is_kept: bool,
+) -> None:
+    await client.get("/api/v1/items/7", headers=[("traceparent", value) for value in sent])
+
+    named = [line.get("traceparent") for line in (*lines("item read"), *lines("request"))]
+    assert named == [TRACEPARENT if is_kept else None] * 2
 
 
 async def test_what_was_bound_before_does_not_reach_a_request(

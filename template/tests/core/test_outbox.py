@@ -71,7 +71,7 @@ async def test_concurrent_relays_take_each_job_once(
     taken: list[Ticket] = []
 
     async def relay() -> None:
-        while tickets := await take(database, 3):
+        while len(taken) <= 40 and (tickets := await take(database, 3)):
             taken.extend(tickets)
 
     async with anyio.create_task_group() as tasks:
@@ -134,6 +134,27 @@ async def test_only_the_holder_of_the_current_try_can_change_a_job(
                 await change(session, Ticket(ticket.id, 1))
     async with database.transaction() as session:
         await outbox.finish(session, Ticket(ticket.id, 2))
+
+
+async def test_the_leases_of_many_jobs_are_kept_but_not_of_those_that_someone_else_has_begun(
+    jobs: Jobs, database: Database, payload: Note
+) -> None:
+    async with database.transaction() as session:
+        for _ in range(3):
+            await note.enqueue(session, payload)
+    mine, lost, done = [ticket.id for ticket in await take(database)]
+    async with database.transaction() as session:
+        await outbox.begin_try(session, Ticket(lost, 0), LEASE)
+        await outbox.finish(session, Ticket(done, 0))
+    before = {row.id: row.due_at for row in await jobs.rows()}
+    # As many as a worker may be told to run at once.
+    more = [Ticket(2**31 + number, 0) for number in range(1000)]
+
+    async with database.transaction() as session:
+        await outbox.keep(session, [*more, *(Ticket(id_, 0) for id_ in before)], 2 * LEASE)
+
+    changed = [row.id for row in await jobs.rows() if row.due_at != before[row.id]]
+    assert changed == [mine]
 
 
 async def test_only_what_was_done_long_ago_is_purged(

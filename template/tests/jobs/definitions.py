@@ -67,7 +67,7 @@ async def too_slow(payload: Note, _: JobContext) -> None:
     await asyncio.sleep(30)
 
 
-@job(name="tests.deadly", payload=Note, retry=RetryPolicy(max_tries=2, base_seconds=0.05))
+@job(name="tests.deadly", payload=Note, retry=RetryPolicy(max_tries=1))
 async def deadly(payload: Note, _: JobContext) -> None:
     """Kill the worker."""
     payload.write("tried")

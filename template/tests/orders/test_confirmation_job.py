@@ -5,22 +5,23 @@ import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import anyio
 import httpx2
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import undefer
 
 from app.core.database import Database
-from app.core.jobs import JobContext
+from app.core.jobs import JobContext, Tick
 from app.orders.events import OrderPlaced
-from app.orders.jobs import confirm_order, enqueue_confirmation
+from app.orders.jobs import adopt_left_behind, confirm_order, enqueue_confirmation
 from app.orders.models import Order, OrderStatus
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
-from tests.fixtures.jobs import Jobs, Work, eventually
+from tests.fixtures.jobs import Jobs, Work, WorkHere, eventually
 from tests.fixtures.server import Serve, ServedProcess
 
 PATH = "/api/v1/orders"
@@ -34,17 +35,21 @@ Stored = Callable[[UUID], Awaitable[Order]]
 async def test_a_placed_order_is_handed_over_in_its_own_transaction(
     client: httpx2.AsyncClient, jobs: Jobs
 ) -> None:
-    placed = await client.post(PATH, json=order_body(), headers={"X-Request-ID": "place-1"})
+    cause = {"X-Request-ID": "place-1", "traceparent": f"00-{1:032x}-{2:016x}-01"}
+    placed = await client.post(PATH, json=order_body(), headers=cause)
 
     assert placed.json()["status"] == "placed"
     [row] = await jobs.rows()
-    assert (row.name, row.context) == ("orders.confirm", {"request_id": "place-1"})
+    assert row.name == "orders.confirm"
+    assert row.context == {"request_id": "place-1", "traceparent": cause["traceparent"]}
     assert row.payload["order_id"] == placed.json()["id"]
     assert "ada@example.com" not in str(row.payload)
 
 
-async def test_a_worker_confirms_it(client: httpx2.AsyncClient, work: Work, stored: Stored) -> None:
-    async with work():
+async def test_a_worker_confirms_it(
+    client: httpx2.AsyncClient, work_here: WorkHere, stored: Stored
+) -> None:
+    async with work_here():
         placed = await client.post(PATH, json=order_body())
         order_id = UUID(placed.json()["id"])
         order = await eventually(lambda: stored(order_id), _is_confirmed)
@@ -73,6 +78,30 @@ async def test_a_confirmation_that_is_repeated_changes_nothing(
     assert (await stored(cancelled.id)).receipt is None
     # An order has one confirmation, however often it is announced.
     assert len(await jobs.rows()) == 2
+
+
+async def test_orders_without_a_job_are_handed_over_once(
+    database: Database, jobs: Jobs, orders: OrderFactory, settings: Settings
+) -> None:
+    """They were placed before the service had jobs, which is when a feature is switched on."""
+    placed = await orders.placed(105)
+    [fresh, old] = [placed[0], placed[1:]]
+    async with database.transaction() as session:
+        await session.execute(
+            update(Order)
+            .where(Order.id != fresh.id)
+            .values(created_at=datetime.now(UTC) - timedelta(minutes=6))
+        )
+    async with httpx2.AsyncClient() as http_client:
+        for number in range(2):
+            async with database.transaction() as session:
+                context = JobContext("1", number, session, database, http_client, settings)
+                tick = Tick(scheduled_for=datetime.now(UTC))
+                await adopt_left_behind.job.handler(tick, context)
+
+    handed_over = {row.payload["order_id"] for row in await jobs.rows()}
+    assert handed_over == {str(order.id) for order in old}
+    assert len(await jobs.rows()) == len(old)
 
 
 async def test_every_committed_order_is_confirmed_once_however_processes_are_killed(
@@ -105,7 +134,10 @@ async def test_every_committed_order_is_confirmed_once_however_processes_are_kil
     assert answered <= {order.id for order in stored}
     # Each change raises the version: once placed, once confirmed.
     assert {(order.version, order.receipt is not None) for order in stored} == {(2, True)}
-    assert all(row.done_at for row in await jobs.rows())
+    # Others may come with the clock.
+    rows = [row for row in await jobs.rows() if row.name == confirm_order.name]
+    assert len(rows) == len(stored)
+    assert all(row.done_at for row in rows)
     assert not await jobs.letters()
 
 
@@ -115,7 +147,8 @@ async def test_orders_are_placed_and_confirmed_although_redis_is_restarted_empty
     env = {**SHORT_LEASE, "REDIS_URL": private_redis.start().url()}
     statuses: Counter[int] = Counter()
 
-    async with serve(env) as server, work(env) as worker:
+    # The worker starts while the service does.
+    async with work(env, ready=False) as worker, serve(env) as server:
 
         async def place(client: httpx2.AsyncClient) -> None:
             for _ in range(25):
@@ -172,9 +205,9 @@ async def _place_all(
     answered: set[UUID],
     chance: random.Random,
 ) -> None:
-    kills = sorted(chance.sample(range(20, ORDERS - 20), 4))
-    victims = [*services, *workers]
+    victims = [chance.choice(services), *workers]
     chance.shuffle(victims)
+    kills = sorted(chance.sample(range(20, ORDERS - 20), len(victims)))
     while len(answered) < ORDERS:
         if kills and len(answered) >= kills[0]:
             kills.pop(0)

@@ -33,7 +33,7 @@ async def give_up_export(request: ExportRequested, session: AsyncSession) -> Non
 @periodic(name="orders.delete_old_exports", minutes=[43])
 async def delete_old_exports(_: Tick, context: JobContext) -> None:
     """Delete the files that have been kept long enough."""
-    if deleted := await delete_old(context.session):
+    if deleted := await delete_old(context.database):
         logger.info("order_exports_deleted", count=deleted)
 
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
-from sqlalchemy import Enum, ForeignKey, LargeBinary, String
+from sqlalchemy import Enum, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
@@ -41,6 +41,8 @@ class OrderExport(Base):
     size: Mapped[int | None]
     created_at: Mapped[datetime] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
+
+    __table_args__ = (Index(None, "owner_id", "id"),)
 
 
 class OrderExportChunk(Base):

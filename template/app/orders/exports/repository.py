@@ -8,10 +8,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
+from app.core.pagination import PageParams, Slice, fetch_slice
 from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order
 
 _ORDERS_AT_ONCE = 500
+# Their files, of many megabytes perhaps, are deleted with them.
+_EXPORTS_AT_ONCE = 20
 
 
 class ExportRepository:
@@ -24,6 +27,10 @@ class ExportRepository:
     async def get(self, export_id: UUID) -> OrderExport | None:
         """Return the export, or `None` when this owner has no such export."""
         return await self._session.scalar(self._mine.where(OrderExport.id == export_id))
+
+    async def list_newest(self, page: PageParams) -> Slice[OrderExport]:
+        """Return a page of exports, newest first."""
+        return await fetch_slice(self._session, self._mine, page)
 
     async def add(self, export: OrderExport) -> None:
         """Insert a new export."""
@@ -76,10 +83,16 @@ class ExportContentRepository:
         )
 
     async def delete_before(self, moment: datetime) -> int:
-        """Delete the exports that are older; returns how many."""
+        """Delete some of the exports that are older; returns how many."""
+        old = (
+            select(OrderExport.id)
+            .where(OrderExport.created_at < moment)
+            .limit(_EXPORTS_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
         gone = await self._session.scalars(
             delete(OrderExport)
-            .where(OrderExport.created_at < moment)
+            .where(OrderExport.id.in_(old))
             .returning(OrderExport.id)
             .execution_options(synchronize_session=False)
         )

@@ -1,4 +1,4 @@
-"""The HTTP interface of exports: ask for one, look at it, fetch its file."""
+"""The HTTP interface of exports: ask for one, look how far it is, fetch its file."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 from app.core.database import Database
 from app.core.errors import responses
 from app.core.idempotency import IdempotencyDep
+from app.core.pagination import Page, PageParamsDep
 from app.orders.exports import csv_file
 from app.orders.exports.dependencies import ExportsDep, ExportsReadOnlyDep
 from app.orders.exports.models import ExportStatus
@@ -45,6 +46,12 @@ async def request_export(exports: ExportsDep, idempotency: IdempotencyDep) -> Re
         )
 
     return await idempotency.run(accept)
+
+
+@router.get("", summary="List exports")
+async def list_exports(exports: ExportsReadOnlyDep, page: PageParamsDep) -> Page[OrderExportRead]:
+    """List your exports of the last days, newest first."""
+    return Page[OrderExportRead].model_validate(await exports.list_newest(page))
 
 
 @router.get("/{export_id}", summary="Get an export", responses=responses(404))

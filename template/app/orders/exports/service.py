@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.events import Event, record
+from app.core.pagination import PageParams, Slice
 from app.core.principal import Principal
 from app.orders.exports import csv_file
 from app.orders.exports.exceptions import ExportNotFoundError, ExportNotReadyError
@@ -67,6 +68,10 @@ class ExportService:
             raise ExportNotFoundError(f"There is no export {export_id}.")
         return export
 
+    async def list_newest(self, page: PageParams) -> Slice[OrderExport]:
+        """Return a page of the principal's exports, newest first."""
+        return await self._exports.list_newest(page)
+
     async def get_ready(self, export_id: UUID) -> OrderExport:
         """Return an export whose file can be read.
 
@@ -119,9 +124,17 @@ async def mark_failed(session: AsyncSession, export_id: UUID) -> None:
         export.finished_at = datetime.now(UTC)
 
 
-async def delete_old(session: AsyncSession) -> int:
+async def delete_old(database: Database) -> int:
     """Delete the exports that have been kept long enough; returns how many."""
-    return await ExportContentRepository(session).delete_before(datetime.now(UTC) - KEPT_FOR)
+    moment = datetime.now(UTC) - KEPT_FOR
+    deleted = 0
+    while True:
+        # Short transactions, which hold up nobody who writes.
+        async with database.transaction() as session:
+            batch = await ExportContentRepository(session).delete_before(moment)
+        deleted += batch
+        if batch == 0:
+            return deleted
 
 
 async def read_file(database: Database, export_id: UUID) -> AsyncIterator[bytes]:

@@ -20,7 +20,7 @@ from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
 from app.settings import Settings
 from tests.factories.orders import OrderFactory
-from tests.fixtures.jobs import Jobs, Work, eventually
+from tests.fixtures.jobs import Jobs, WorkHere, eventually
 
 PATH = "/api/v1/orders/exports"
 
@@ -40,7 +40,7 @@ def parse(response: httpx2.Response) -> list[dict[str, str]]:
 
 
 async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
-    client: httpx2.AsyncClient, work: Work, orders: OrderFactory
+    client: httpx2.AsyncClient, work_here: WorkHere, orders: OrderFactory
 ) -> None:
     [order] = await orders.placed()
     accepted = await client.post(PATH)
@@ -56,7 +56,7 @@ async def test_an_export_is_accepted_made_by_a_worker_and_fetched(
         export: dict[str, Any] = (await client.get(location)).json()
         return export
 
-    async with work():
+    async with work_here():
         export = await eventually(look, lambda found: found["status"] == "ready")
 
     assert export["order_count"] == 1
@@ -98,6 +98,9 @@ async def test_nobody_sees_the_exports_or_the_orders_of_another(
         assert (await client.get(path, headers=ada)).status_code == 200
     lines = parse(await client.get(f"{location}/file", headers=ada))
     assert {line["order_id"] for line in lines} == {str(mine.id)}
+    [listed] = (await client.get(PATH, headers=ada)).json()["items"]
+    assert location.endswith(listed["id"])
+    assert (await client.get(PATH, headers=eve)).json() == {"items": [], "next_cursor": None}
 
 
 async def test_cells_that_a_spreadsheet_would_execute_are_text(
@@ -189,22 +192,38 @@ async def test_a_repeated_request_with_one_key_makes_one_export(
     assert len(await jobs.rows()) == 1
 
 
+async def test_exports_are_listed_newest_first_page_by_page(client: httpx2.AsyncClient) -> None:
+    made = [(await client.post(PATH)).json()["id"] for _ in range(3)]
+
+    first = (await client.get(PATH, params={"limit": 2})).json()
+    second = (await client.get(PATH, params={"limit": 2, "cursor": first["next_cursor"]})).json()
+
+    assert [item["id"] for item in first["items"] + second["items"]] == made[::-1]
+    assert second["next_cursor"] is None
+
+
 async def test_exports_are_no_order_called_exports(client: httpx2.AsyncClient) -> None:
     assert (await client.get(f"{PATH}/{uuid4()}")).json()["type"].endswith("export-not-found")
 
 
 async def test_old_exports_are_deleted_with_their_files(
-    client: httpx2.AsyncClient, jobs: Jobs, database: Database, settings: Settings
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    database: Database,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    ids = [UUID((await client.post(PATH)).json()["id"]) for _ in range(2)]
+    monkeypatch.setattr(repository, "_EXPORTS_AT_ONCE", 2)
+    ids = [UUID((await client.post(PATH)).json()["id"]) for _ in range(6)]
     await make(jobs, settings)
     async with database.transaction() as session:
-        export = await session.get_one(OrderExport, ids[0])
-        export.created_at = datetime.now(UTC) - timedelta(days=8)
-    async with database.transaction() as session:
-        assert await service.delete_old(session) == 1
+        for id_ in ids[:5]:
+            export = await session.get_one(OrderExport, id_)
+            export.created_at = datetime.now(UTC) - timedelta(days=8)
+
+    assert await service.delete_old(database) == 5
 
     async with database.read_only() as session:
         kept: Sequence[UUID] = (await session.scalars(select(OrderExport.id))).all()
         chunks = await session.scalar(select(func.count()).select_from(OrderExportChunk))
-    assert (kept, chunks) == ([ids[1]], 1)
+    assert (kept, chunks) == ([ids[5]], 1)
