@@ -4,14 +4,16 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
 from pydantic import BaseModel, SecretStr
 from redis import Redis
+from sqlalchemy import event, text
 
 from app.core.background import BackgroundRunner
-from app.core.cache import Cache, CacheSettings, CacheSpace
+from app.core.cache import Cache, CacheInvalidated, CacheSettings, CacheSpace
 from app.core.database import Database
 from app.core.events import EventBus, record
 from app.core.redis import RedisClient, RedisSettings, open_redis
@@ -343,3 +345,20 @@ async def test_a_commit_is_read_by_whoever_asks_after_it(
         # Not before the commit: others would only cache the old row again.
         assert await get(cache, Source(3)) == 1
     assert await get(cache, Source(4)) == 4
+
+
+async def test_the_removal_follows_the_commit(
+    database: Database, lifespan_state: dict[str, Any]
+) -> None:
+    # In between, a reader would store the old row again, for good.
+    order: list[str] = []
+
+    async def note(_: CacheInvalidated) -> None:
+        order.append("removed")
+
+    lifespan_state["events"].subscribe_after_commit(CacheInvalidated, note)
+    async with database.transaction() as session:
+        await session.execute(text("SELECT 1"))
+        event.listen(session.sync_session, "after_commit", lambda _: order.append("committed"))
+        record(session, THINGS.changed("ada", 1))
+    assert order == ["committed", "removed"]
