@@ -120,7 +120,7 @@ def test_the_recipes_run_the_worker_and_this_command() -> None:
     just = Path(sys.executable).with_name("just")
 
     def run(*recipe: str) -> str:
-        command = [str(just), "--quiet", "--justfile", str(_PROJECT / "justfile"), *recipe]
+        command = [str(just), "--justfile", str(_PROJECT / "justfile"), *recipe]
         # Prints what it would run, a word a line.
         env = {**os.environ, "UV": "printf '%s\\n'"}
         result = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
