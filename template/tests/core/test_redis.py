@@ -35,9 +35,9 @@ TlsUrl = Callable[[str, str], str]
 Spoil = Callable[[redis.Redis, ValkeyServer], AbstractContextManager[None]]
 
 TIMEOUT = 0.3
-# What a busy machine needs beyond.
-SLACK = 1.0
-_PATIENCE = 30
+# What a busy machine needs beyond; less than the tests would take without any limit.
+SLACK = 4.0
+PATIENCE = 30.0
 
 
 async def write(client: Redis) -> None:
@@ -114,7 +114,7 @@ async def test_the_time_for_a_series_of_commands_is_limited_too(
     private_client: RedisClient,
 ) -> None:
     async def go_on(client: Redis) -> None:
-        until = time.monotonic() + 5
+        until = time.monotonic() + 30
         while time.monotonic() < until:
             await client.set("key", "value")
 
@@ -172,10 +172,10 @@ async def test_a_server_that_takes_no_writes_is_an_outage(private_client: RedisC
 
 
 def _wait(condition: Callable[[], bool], otherwise: str) -> None:
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
-            pytest.fail(f"after {_PATIENCE} s: {otherwise}")
+            pytest.fail(f"after {PATIENCE:.0f} s: {otherwise}")
         time.sleep(0.01)
 
 
@@ -232,7 +232,7 @@ def _busy_with_a_script(admin: redis.Redis, server: ValkeyServer) -> Iterator[No
     finally:
         with suppress(ResponseError):
             admin.script_kill()
-        thread.join(_PATIENCE)
+        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(
