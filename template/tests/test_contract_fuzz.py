@@ -20,7 +20,7 @@ _CHECKS = (
     "unsupported_method",
     "use_after_free",
 )
-_EXAMPLES_FOR_EACH_OPERATION = 25
+_EXAMPLES_FOR_EACH_OPERATION = 10
 
 
 async def test_no_request_gets_an_undescribed_answer(serve: Serve, tmp_path: Path) -> None:
