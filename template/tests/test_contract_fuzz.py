@@ -22,7 +22,7 @@ _CHECKS = (
     "use_after_free",
     "ignored_auth",
 )
-_EXAMPLES_FOR_EACH_OPERATION = 25
+_EXAMPLES_FOR_EACH_OPERATION = 10
 
 
 async def test_no_request_gets_an_undescribed_answer(

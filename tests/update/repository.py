@@ -36,18 +36,18 @@ class TemplateRepository:
         self.next = self._commit_next_release()
         self.steps = (*((release, self.head) for release in self.releases), (self.head, self.next))
 
-    def asks(self, version: str, question: str) -> bool:
-        """Whether a release has the question."""
-        config = yaml.safe_load(run_git(self.folder, "show", f"{version}:copier.yml"))
-        return question in config
-
     def copy(self, version: str, destination: Path, **answers: Any) -> Path:
-        """Render a release as a service in a git repository of its own, all committed."""
+        """Render a release as a service in a git repository of its own, all committed.
+
+        A feature that the release does not know may be answered with `False`.
+        """
+        known = self.questions(version)
+        data = {name: answer for name, answer in answers.items() if answer or name in known}
         with fast_copier():
             copier.run_copy(
                 str(self.folder),
                 destination,
-                data=answers,
+                data=data,
                 defaults=True,
                 quiet=True,
                 unsafe=False,
@@ -56,6 +56,10 @@ class TemplateRepository:
         run_git(destination, "init", "--quiet")
         commit(destination, "Start from the template")
         return destination
+
+    def questions(self, version: str) -> set[str]:
+        """What a release asks."""
+        return set(yaml.safe_load(run_git(self.folder, "show", f"{version}:copier.yml")))
 
     def _tag_releases(self) -> tuple[str, ...]:
         """Tag the commit that added a release's heading to the changelog; oldest first."""

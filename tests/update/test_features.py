@@ -17,7 +17,8 @@ MIGRATIONS = "migrations/versions/"
 
 def release_before(repository: TemplateRepository, question: str) -> str:
     """The newest release that did not ask the question."""
-    return [r for r in repository.releases if not repository.asks(r, question)][-1]
+    without = [each for each in repository.releases if question not in repository.questions(each)]
+    return without[-1]
 
 
 def tree(service: Path) -> dict[str, bytes]:

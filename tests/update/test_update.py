@@ -41,7 +41,7 @@ def test_an_untouched_service_becomes_a_fresh_copy(
 ) -> None:
     for old, new in repository.steps:
         # No update switches anything on that nobody has asked for.
-        young = {s.question: False for s in SWITCHES if not repository.asks(old, s.question)}
+        young = {s.question: False for s in SWITCHES if s.question not in repository.questions(old)}
         fresh = repository.copy(new, tmp_path / f"fresh-{old}", database=database, **young)
         service = repository.copy(old, tmp_path / old, database=database)
         update(service, new)
@@ -72,7 +72,7 @@ def test_a_changed_service_keeps_every_line_of_its_team(
 ) -> None:
     start = parse_combination(name)
     for old, new in repository.steps:
-        known = {k: v for k, v in start.answers.items() if repository.asks(old, k)}
+        known = {k: v for k, v in start.answers.items() if k in repository.questions(old)}
         service = repository.copy(old, tmp_path / old, **known)
         written = change_as_a_team(service)
         before = read_tree(service)

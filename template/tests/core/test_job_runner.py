@@ -286,7 +286,7 @@ async def test_the_lease_of_a_job_in_hand_is_kept_and_no_other(
     await eventually(lambda: asyncio.to_thread(notes, file), bool)
     # The first lease alone would end after less than half a second.
     enough = datetime.now(UTC) + timedelta(seconds=1.5)
-    later = await eventually(jobs.rows, lambda rows: (rows[0].due_at or enough) > enough)
+    later = await eventually(jobs.rows, lambda rows: (rows[0].due_at or enough) > enough, 30)
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
@@ -319,3 +319,27 @@ async def test_what_is_known_of_the_cause_is_known_to_the_logs_of_the_job(
         "job_try": 1,
     }
     assert not structlog.contextvars.get_contextvars()
+
+
+async def test_the_end_of_a_job_that_others_may_wait_for_wakes_the_relay(
+    jobs: Jobs, settings: Settings, tmp_path: Path
+) -> None:
+    woken: list[int] = []
+    ended = 0
+    async with httpx2.AsyncClient() as client:
+        runner = JobRunner(
+            JobRegistry.of([definitions]),
+            jobs.database,
+            client,
+            settings,
+            wake_relay=lambda: woken.append(ended),
+        )
+        for ordering_key in ("one", None, "one"):
+            await jobs.enqueue(
+                definitions.note, Note(file=tmp_path / "notes"), ordering_key=ordering_key
+            )
+        for row in await jobs.rows():
+            await runner.run(Ticket(row.id, row.tries))
+            ended += 1
+
+    assert woken == [0, 2]

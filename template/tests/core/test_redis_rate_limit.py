@@ -1,7 +1,6 @@
 """Rate limits in Redis: exact, shared, honest about the wait, and what becomes of them without."""
 
 import asyncio
-import math
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -68,12 +67,10 @@ async def test_a_steady_rate_just_below_the_limit_is_never_refused(
 
 async def test_waiting_as_long_as_told_is_enough(limiter: RedisRateLimiter) -> None:
     limit = RateLimit(2, 0.5)
-    await limiter.hit("key", limit)
-    await asyncio.sleep(0.2)
-    await limiter.hit("key", limit)
-    refused = await limiter.hit("key", limit)
-    assert (refused.allowed, refused.remaining) == (False, 0)
-    assert 0 < refused.reset_after_seconds <= 0.3
+    while (refused := await limiter.hit("key", limit)).allowed:
+        pass
+    assert refused.remaining == 0
+    assert 0 < refused.reset_after_seconds <= 0.5
     await asyncio.sleep(refused.reset_after_seconds)
     assert (await limiter.hit("key", limit)).allowed
 
@@ -123,14 +120,14 @@ async def test_a_server_clock_that_goes_back_keeps_nobody_out_for_longer_than_th
     # The limit was used up, then the clock was set back by an hour.
     seconds, _ = await client.raw.time()
     await ask(client, "RPUSH", *[str((seconds + 3600) * 1_000_000)] * 2)
-    await client.raw.pexpire(KEY, 3_600_300)
-    assert not (await limiter.hit("key", RateLimit(2, 0.3))).allowed
-    await asyncio.sleep(0.15)
+    await client.raw.pexpire(KEY, 3_660_000)
+    assert not (await limiter.hit("key", RateLimit(2, 60))).allowed
+    first = await client.raw.pttl(KEY)
+    assert first <= 60_000
+    await asyncio.sleep(0.02)
     # Refused ones do not prolong it.
-    await limiter.hit("key", RateLimit(2, 0.3))
-    assert await client.raw.pttl(KEY) <= 150
-    await asyncio.sleep(0.16)
-    assert (await limiter.hit("key", RateLimit(2, 0.3))).allowed
+    assert not (await limiter.hit("key", RateLimit(2, 60))).allowed
+    assert await client.raw.pttl(KEY) < first
 
 
 async def test_a_server_that_has_forgotten_the_script_is_taught_again(
@@ -144,7 +141,7 @@ async def test_a_server_that_has_forgotten_the_script_is_taught_again(
 @pytest.fixture
 async def private_client(private_redis: ValkeyServer) -> AsyncIterator[RedisClient]:
     url = private_redis.start().url()
-    settings = RedisSettings(REDIS_URL=SecretStr(url), REDIS_TIMEOUT_SECONDS=0.3)
+    settings = RedisSettings(REDIS_URL=SecretStr(url), REDIS_TIMEOUT_SECONDS=10)
     async with open_redis(settings) as client:
         yield client
 
@@ -205,7 +202,7 @@ PATH = "/api/v1/sample/limited"
 
 async def test_exactly_the_limit_passes_through_two_processes(serve: Serve) -> None:
     # Patience with a busy machine: after a timeout each process would count for itself.
-    env = {"RATE_LIMIT_REQUESTS": "10", "RATE_LIMIT_WINDOW_SECONDS": "60"}
+    env = {"RATE_LIMIT_REQUESTS": "10", "RATE_LIMIT_WINDOW_SECONDS": "600"}
     env["REDIS_TIMEOUT_SECONDS"] = "10"
     async with (
         serve(env=env, app=APP) as one,
@@ -218,7 +215,7 @@ async def test_exactly_the_limit_passes_through_two_processes(serve: Serve) -> N
     for answer in answers:
         if answer.status_code == 429:
             assert answer.headers["Retry-After"] == answer.headers["RateLimit-Reset"]
-            assert 50 <= int(answer.headers["Retry-After"]) <= 60
+            assert 500 <= int(answer.headers["Retry-After"]) <= 600
 
 
 async def test_an_outage_of_redis_costs_no_answer_and_little_time(
@@ -229,23 +226,25 @@ async def test_an_outage_of_redis_costs_no_answer_and_little_time(
         "REDIS_TIMEOUT_SECONDS": "0.5",
         "HEALTH_CACHE_SECONDS": "0",
     }
+    # Not even the start needs it.
+    private_redis.kill()
     async with (
         serve(env=env, app=APP) as server,
         httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
     ):
-        await _serves(client, ready=True, slowest=1)
-        private_redis.kill()
-        await _serves(client, ready=False, slowest=1)
+        await _serves(client, ready=False)
         private_redis.start()
         await _recovers(server, outages=1)
-        await _serves(client, ready=True, slowest=1)
+        await _serves(client, ready=True)
         # Worse than a dead server: one that takes connections and never answers.
         private_redis.pause()
-        await _serves(client, ready=False, slowest=1.5)
+        await _serves(client, ready=False)
         private_redis.resume()
         await _recovers(server, outages=2)
-        await _serves(client, ready=True, slowest=1)
-    assert server.logs().count("rate_limits_not_shared") == 2
+        await _serves(client, ready=True)
+        private_redis.kill()
+        await _serves(client, ready=False)
+    assert server.logs().count("rate_limits_not_shared") == 3
 
 
 async def test_readiness_can_do_without_redis(
@@ -261,16 +260,12 @@ async def test_readiness_can_do_without_redis(
     assert answer.json()["checks"]["redis"] == "failed"
 
 
-async def _serves(client: httpx2.AsyncClient, *, ready: bool, slowest: float) -> None:
-    times: list[float] = []
+async def _serves(client: httpx2.AsyncClient, *, ready: bool) -> None:
+    start = time.monotonic()
     for _ in range(50):
-        start = time.monotonic()
-        answer = await client.get(PATH)
-        times.append(time.monotonic() - start)
-        assert answer.status_code == 200
-    assert max(times) < slowest
-    # Only the first one had to find out.
-    assert math.fsum(sorted(times)[:-1]) < 2
+        assert (await client.get(PATH)).status_code == 200
+    # If not only the first one had to find out, it would be half a second for each.
+    assert time.monotonic() - start < 15
     readiness = await client.get("/health/ready")
     assert readiness.status_code == (200 if ready else 503)
     assert readiness.json()["checks"]["redis"] == ("ok" if ready else "failed")
@@ -280,12 +275,3 @@ async def _recovers(server: ServedProcess, outages: int) -> None:
     with anyio.fail_after(15):
         while server.logs().count("redis_recovered") < outages:
             await anyio.sleep(0.05)
-
-
-async def test_the_service_starts_while_redis_is_down(serve: Serve) -> None:
-    env = {"REDIS_URL": "redis://127.0.0.1:1/0"}
-    async with (
-        serve(env=env, app=APP) as server,
-        httpx2.AsyncClient(base_url=server.url) as client,
-    ):
-        await _serves(client, ready=False, slowest=1)

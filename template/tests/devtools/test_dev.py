@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from app.settings import Settings
+from tests.fixtures.process import ModuleProcess
 
 _PROJECT = Path(__file__).parents[2]
 _SECONDS = 120
@@ -27,18 +29,38 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> list[str]:
-    return [sys.executable, "-m", "devtools.dev", "--data", str(tmp_path / "data")]
+def arguments(tmp_path: Path) -> list[str]:
+    return ["--data", str(tmp_path / "data")]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command has ended and what it has printed."""
+
+    returncode: int | None
+    output: str
+
+
+def run(arguments: list[str], folder: Path, environment: dict[str, str]) -> Ended:
+    output = folder / "command.log"
+    process = ModuleProcess(
+        "devtools.dev", arguments, folder=folder, environment=environment, output=output
+    )
+    try:
+        process.wait(_SECONDS)
+    finally:
+        process.kill()
+    return Ended(process.returncode, output.read_text())
 
 
 @contextmanager
-def running(command: list[str], port: int, folder: Path, env: dict[str, str]) -> Iterator[str]:
+def running(arguments: list[str], port: int, folder: Path, env: dict[str, str]) -> Iterator[str]:
     """`just dev` on a port, once it answers; its URL."""
     url = f"http://127.0.0.1:{port}"
     output = folder / f"output-{port}.log"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [*command, "serve"],
+            [sys.executable, "-m", "devtools.dev", *arguments, "serve"],
             # Not the project, where a developer may have an `.env`.
             cwd=folder,
             env={**env, "PORT": str(port)},
@@ -83,9 +105,9 @@ def port() -> int:
 
 
 def test_it_migrates_serves_and_ends_at_ctrl_c(
-    command: list[str], port: int, tmp_path: Path, environment: dict[str, str]
+    arguments: list[str], port: int, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    with running(command, port, tmp_path, environment) as url:
+    with running(arguments, port, tmp_path, environment) as url:
         assert httpx2.get(f"{url}/docs").status_code == 200
         # Whatever the service needs has been started and named.
         output = (tmp_path / f"output-{port}.log").read_text()
@@ -93,10 +115,8 @@ def test_it_migrates_serves_and_ends_at_ctrl_c(
             assert outcome == "ok"
             assert f"\n{check.title()}  " in f"\n{output}"
         # While it runs, others use the same database.
-        migrated = subprocess.run(
-            [*command, "migrate"], check=False, cwd=tmp_path, env=environment, capture_output=True
-        )
-        assert migrated.returncode == 0, migrated.stderr
+        migrated = run([*arguments, "migrate"], tmp_path, environment)
+        assert migrated.returncode == 0, migrated.output
 
     with pytest.raises(httpx2.TransportError):
         httpx2.get(f"{url}/health/live")
@@ -105,35 +125,23 @@ def test_it_migrates_serves_and_ends_at_ctrl_c(
 
 
 def test_a_port_in_use_is_named(
-    command: list[str], tmp_path: Path, environment: dict[str, str]
+    arguments: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        result = subprocess.run(
-            [*command, "serve"],
-            check=False,
-            cwd=tmp_path,
-            env={**environment, "PORT": str(port)},
-            capture_output=True,
-            text=True,
-        )
+        result = run([*arguments, "serve"], tmp_path, {**environment, "PORT": str(port)})
 
     assert result.returncode == 1
-    assert f"PORT={port}" in result.stderr
+    assert f"PORT={port}" in result.output
 
 
 def test_an_invalid_environment_is_explained(
-    command: list[str], tmp_path: Path, environment: dict[str, str]
+    arguments: list[str], tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    result = subprocess.run(
-        [*command, "migrate"],
-        check=False,
-        cwd=tmp_path,
-        env={**environment, "REQUEST_TIMEOUT_SECONDS": "soon"},
-        capture_output=True,
-        text=True,
+    result = run(
+        [*arguments, "migrate"], tmp_path, {**environment, "REQUEST_TIMEOUT_SECONDS": "soon"}
     )
 
     assert result.returncode == 1
-    assert "REQUEST_TIMEOUT_SECONDS" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert "REQUEST_TIMEOUT_SECONDS" in result.output
+    assert "Traceback" not in result.output

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
@@ -118,12 +119,17 @@ async def test_many_letters_are_listed_in_part_and_retried_one_by_one(
 def test_the_recipes_run_the_worker_and_this_command() -> None:
     just = Path(sys.executable).with_name("just")
 
-    def dry_run(*recipe: str) -> str:
-        command = [str(just), "--dry-run", "--justfile", str(_PROJECT / "justfile"), *recipe]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    def run(*recipe: str) -> str:
+        command = [str(just), "--justfile", str(_PROJECT / "justfile"), *recipe]
+        # Prints what it would run, a word a line.
+        env = {**os.environ, "UV": "printf '%s\\n'"}
+        result = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
+        return result.stdout
 
-    assert "run python -m devtools.dev worker" in dry_run("worker")
-    assert "run python -m devtools.dev jobs retry --all" in dry_run("jobs", "retry", "--all")
+    assert run("worker").splitlines() == ["run", "python", "-m", "devtools.dev", "worker"]
+    payload = '{"customer": "Ada Lovelace"}'
+    words = run("jobs", "retry", "--payload", payload).splitlines()
+    assert words[3:] == ["devtools.dev", "jobs", "retry", "--payload", payload]
 
 
 @pytest.fixture

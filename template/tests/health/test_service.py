@@ -9,8 +9,8 @@ from structlog.testing import capture_logs
 
 from app.health.service import HealthService, HealthSettings
 
-SETTINGS = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=0)
-CACHED = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=60)
+SETTINGS = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.5, HEALTH_CACHE_SECONDS=0)
+CACHED = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.5, HEALTH_CACHE_SECONDS=60)
 
 
 class Resource:
@@ -34,7 +34,7 @@ class Resource:
         await asyncio.sleep(3600)
 
     async def hang_even_when_cancelled(self) -> None:
-        until = time.monotonic() + 0.6
+        until = time.monotonic() + 1.5
         while time.monotonic() < until:
             try:
                 await asyncio.sleep(0.1)
@@ -70,12 +70,12 @@ async def test_a_hanging_check_fails_at_the_deadline_and_the_others_count(kind: 
     service = HealthService(SETTINGS, {"a": hanging, "b": Resource()})
     start = time.monotonic()
     readiness = await service.readiness()
-    assert time.monotonic() - start < 0.4
+    assert time.monotonic() - start < 1.2
     assert readiness.checks == {"a": "failed", "b": "ok"}
 
 
 async def test_the_checks_run_at_the_same_time() -> None:
-    checks = {str(number): Resource(lambda: asyncio.sleep(0.15)) for number in range(5)}
+    checks = {str(number): Resource(lambda: asyncio.sleep(0.3)) for number in range(5)}
     assert (await HealthService(SETTINGS, checks).readiness()).status == "ready"
 
 
@@ -104,7 +104,7 @@ async def test_probes_at_the_same_time_share_one_round_of_checks() -> None:
 async def test_an_answer_is_good_for_the_cache_time_and_no_longer() -> None:
     resource = Resource()
     service = HealthService(
-        HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=0.2), {"a": resource}
+        HealthSettings(HEALTH_TIMEOUT_SECONDS=0.5, HEALTH_CACHE_SECONDS=0.2), {"a": resource}
     )
     for _ in range(5):
         await service.readiness()

@@ -155,6 +155,6 @@ async def test_without_redis_the_database_answers(
         start = time.monotonic()
         answers = await asyncio.gather(*(client.get(path) for _ in range(20)))
         answers += [await client.get(path) for _ in range(20)]
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 12
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["id"] for answer in answers} == {path.rpartition("/")[2]}
