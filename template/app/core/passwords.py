@@ -4,7 +4,7 @@ import re
 import secrets
 import unicodedata
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -128,11 +128,13 @@ class Passwords:
         )
 
     def _verify(self, password: str, password_hash: str | None) -> Verified:
+        # Half a character fits nothing, and takes as long as any other.
+        typed = password.encode("utf-8", "surrogatepass")
         try:
-            verified = self._hash.verify_and_update(password, password_hash or self._nobodys_hash)
+            verified = self._hash.verify_and_update(typed, password_hash or self._nobodys_hash)
         except UnknownHashError:
             # An account that has no password, or one of another system.
-            verified = self._hash.verify_and_update(password, self._nobodys_hash)
+            verified = self._hash.verify_and_update(typed, self._nobodys_hash)
         return Verified(*verified)
 
 
@@ -158,13 +160,20 @@ def weakness(password: str, context: Iterable[str] = ()) -> str | None:
         return f"should have at least {MIN_PASSWORD_LENGTH} characters"
     if len(text) > MAX_PASSWORD_LENGTH:
         return f"should have at most {MAX_PASSWORD_LENGTH} characters"
-    words = {word for item in context for word in re.split(r"[\W_]+", item.lower())}
-    known = {word for word in words if len(word) >= _MIN_CONTEXT}
-    rest = _without(_without_runs(text.lower()), known)
+    known = {part for item in context for part in _parts(item.lower())}
+    # Before and after: an address may hold a run, and a run may part a name.
+    rest = _without(_without_runs(_without(text.lower(), known)), known)
     rest = _without(rest, _longest_common_word(rest))
     if len({character for character in rest if not character.isspace()}) < _MIN_DISTINCT:
         return "is too easy to guess: it is a common password, a name or a pattern"
     return None
+
+
+def _parts(item: str) -> Iterator[str]:
+    """An address or name, its local part, and its words, as far as they are long enough."""
+    for part in (item, item.rpartition("@")[0], *re.split(r"[\W_]+", item)):
+        if len(part) >= _MIN_CONTEXT:
+            yield part
 
 
 def _longest_common_word(text: str) -> set[str]:

@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from pydantic import AfterValidator, ConfigDict, Field, SecretStr, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 from app.core.email import Email
 from app.core.passwords import MAX_PASSWORD_LENGTH, MIN_PASSWORD_LENGTH
@@ -16,9 +16,14 @@ AccountEmail = Annotated[Email, AfterValidator(str.lower)]
 """An address that names an account: mail systems tell apart its cases, people do not."""
 
 
+# They join and part letters in Persian, Hindi and others, and emoji.
+_JOINERS = str.maketrans("", "", "\u200c\u200d")
+
+
 def _presentable(value: str) -> str:
     text = " ".join(value.split())
-    if not text or not text.isprintable():
+    visible = text.translate(_JOINERS).strip()
+    if not visible or not visible.isprintable():
         raise PydanticCustomError("name", "Input should be a name, in printable characters")
     return text
 
@@ -26,11 +31,23 @@ def _presentable(value: str) -> str:
 FullName = Annotated[str, Field(max_length=200), AfterValidator(_presentable)]
 """A name as its owner writes it; runs of spaces become one."""
 
-Password = Annotated[SecretStr, Field(max_length=1024)]
+
+def _encodable(value: SecretStr) -> SecretStr:
+    # JSON can write half a character, which pydantic refuses in `str` and lets through here.
+    try:
+        value.get_secret_value().encode()
+    except UnicodeEncodeError:
+        raise PydanticKnownError("string_unicode") from None
+    return value
+
+
+Password = Annotated[SecretStr, Field(max_length=1024), AfterValidator(_encodable)]
 """A password as somebody has typed it, who may have mistyped it."""
 
 NewPassword = Annotated[
-    SecretStr, Field(min_length=MIN_PASSWORD_LENGTH, max_length=MAX_PASSWORD_LENGTH)
+    SecretStr,
+    Field(min_length=MIN_PASSWORD_LENGTH, max_length=MAX_PASSWORD_LENGTH),
+    AfterValidator(_encodable),
 ]
 """A password to be; whether it is easy to guess is checked later."""
 

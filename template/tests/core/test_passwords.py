@@ -30,6 +30,12 @@ async def test_only_the_password_that_was_hashed_fits() -> None:
     assert await hasher.verify("", stored) == (False, None)
 
 
+async def test_half_a_character_fits_nothing() -> None:
+    hasher = passwords()
+    for stored in (await hasher.hash("bernoulli numbers"), None):
+        assert await hasher.verify("bernoulli numbers\ud800", stored) == (False, None)
+
+
 async def test_the_same_password_is_hashed_differently_each_time() -> None:
     hasher = passwords()
     assert await hasher.hash("bernoulli numbers") != await hasher.hash("bernoulli numbers")
@@ -117,6 +123,10 @@ async def test_as_many_hashes_at_once_as_the_setting_says(monkeypatch: pytest.Mo
         "letmeinletmein",
         "iloveyou12345",
         "contraseña2020",
+        "unbelievable",
+        "Manchester12",
+        "123qweasdzxc",
+        "zaq12wsxcde3",
         "correcthorsebatterystaple",
         # As an Asian keyboard may write it.
         "".join(chr(ord(character) + 0xFEE0) for character in "PASSWORD1234"),
@@ -142,6 +152,20 @@ def test_what_is_guessed_first_is_refused(password: str) -> None:
 def test_what_others_know_of_the_account_is_refused(password: str) -> None:
     known = ("Countess@example.com", "Ada Lovelace")
     assert "easy to guess" in (weakness(password, known) or "")
+
+
+@pytest.mark.parametrize(
+    ("address", "password"),
+    [
+        ("al@abc.co.uk", "al@abc.co.uk"),
+        ("al@abc.co.uk", "AL@abc.co.uk1"),
+        ("al.bo-cy_de.fy@example.com", "al.bo-cy_de.fy"),
+        ("1234567a@bcd.io", "1234567a@bcd.io"),
+    ],
+)
+def test_an_address_of_short_words_is_known_as_a_whole(address: str, password: str) -> None:
+    assert "easy to guess" in (weakness(password, (address,)) or "")
+    assert weakness(password, ("ada@example.com",)) is None
 
 
 @pytest.mark.parametrize(

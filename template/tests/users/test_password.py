@@ -1,5 +1,6 @@
 """Changing the password: who may, and what it ends."""
 
+import json
 from typing import Any
 
 import anyio
@@ -74,6 +75,18 @@ async def test_a_new_password_must_be_new_and_hard_to_guess(
     assert answer.status_code == 422
     assert [error["loc"] for error in answer.json()["errors"]] == [["body", "new_password"]]
     assert await log_in(client, user, PASSWORD) == 200
+
+
+@pytest.mark.parametrize("field", ["current_password", "new_password"])
+async def test_half_a_character_is_refused(client: httpx2.AsyncClient, field: str) -> None:
+    body = {"current_password": PASSWORD, "new_password": NEW_PASSWORD}
+    # Not json=, which cannot write it.
+    content = json.dumps({**body, field: f"{body[field]}\ud800"})
+    answer = await client.post(
+        f"{ME}/password", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 422
+    assert [error["loc"] for error in answer.json()["errors"]] == [["body", field]]
 
 
 async def test_guessing_the_current_password_is_limited(client: httpx2.AsyncClient) -> None:
