@@ -1,5 +1,6 @@
 """Every query on users."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -26,6 +27,13 @@ class UserRepository:
     async def get_locked(self, user_id: UUID) -> User | None:
         """Return the user; nobody else changes them until the transaction ends."""
         return await self._session.scalar(select(User).where(User.id == user_id).with_for_update())
+
+    async def get_all_locked(self, user_ids: Collection[UUID]) -> dict[UUID, User]:
+        """Return those of the users that there are, locked in one order: no deadlock."""
+        users = await self._session.scalars(
+            select(User).where(User.id.in_(user_ids)).order_by(User.id).with_for_update()
+        )
+        return {user.id: user for user in users}
 
     async def get_by_email(self, email: str) -> User | None:
         """Return the user with this address, which must be as `AccountEmail` writes it."""

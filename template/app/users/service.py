@@ -13,7 +13,7 @@ from app.core.events import record
 from app.core.pagination import PageParams, Slice
 from app.core.passwords import Passwords, weakness
 from app.core.principal import Principal
-from app.core.security import Role
+from app.core.security import Role, RoleRequiredError
 from app.core.settings import Section
 from app.users.events import AccessChanged, UserRegistered
 from app.users.exceptions import (
@@ -67,7 +67,6 @@ class UserService:
         )
         await self._users.add(user)
         record(self._session, UserRegistered(user_id=user.id))
-        logger.info("users.registered", user_id=str(user.id), role=role.value)
         return user
 
     async def get(self, user_id: UUID) -> User:
@@ -78,7 +77,7 @@ class UserService:
         """
         user = await self._users.get(user_id)
         if user is None:
-            raise UserNotFoundError(f"There is no user {user_id}.")
+            raise _not_found(user_id)
         return user
 
     async def list_newest(self, page: PageParams) -> Slice[User]:
@@ -91,7 +90,9 @@ class UserService:
         Raises:
             UserNotFoundError: there is none with this id.
         """
-        user = await self._get_locked(user_id)
+        user = await self._users.get_locked(user_id)
+        if user is None:
+            raise _not_found(user_id)
         if "full_name" in update.model_fields_set and update.full_name != user.full_name:
             user.full_name = update.full_name
             user.updated_at = datetime.now(UTC)
@@ -103,22 +104,26 @@ class UserService:
         Raises:
             UserNotFoundError: there is none with this id.
             OwnAccessError: it is the admin: so that at least one is always left.
+            RoleRequiredError: they are not an admin any more.
         """
-        if admin.id == str(user_id):
+        admin_id = UUID(admin.id)
+        if admin_id == user_id:
             raise OwnAccessError("Ask another admin to change your access.")
-        user = await self._get_locked(user_id)
+        locked = await self._users.get_all_locked((admin_id, user_id))
+        # Since the guard has looked, another admin may have changed theirs; two who change each
+        # other's at the same time must not both succeed.
+        acting = locked.get(admin_id)
+        if acting is None or not acting.is_active or acting.role is not Role.ADMIN:
+            raise RoleRequiredError("You are not an admin any more.")
+        user = locked.get(user_id)
+        if user is None:
+            raise _not_found(user_id)
         if update.role is not None and update.role is not user.role:
             user.role = update.role
             self._end_access(user, "role_changed")
         if update.is_active is not None and update.is_active is not user.is_active:
             user.is_active = update.is_active
             self._end_access(user, "activated" if update.is_active else "deactivated")
-        return user
-
-    async def _get_locked(self, user_id: UUID) -> User:
-        user = await self._users.get_locked(user_id)
-        if user is None:
-            raise UserNotFoundError(f"There is no user {user_id}.")
         return user
 
     def _end_access(
@@ -153,9 +158,11 @@ class CredentialService:
         _check(request.password, "password", request.email, request.full_name)
         password_hash = await self._passwords.hash(request.password.get_secret_value())
         async with self._database.transaction() as session:
-            return await UserService(session).add(
+            user = await UserService(session).add(
                 request.email, request.full_name, password_hash, role
             )
+        logger.info("users.registered", user_id=str(user.id), role=role.value)
+        return user
 
     async def change_password(self, user_id: UUID, change: PasswordChange) -> None:
         """Replace the password, which ends every session of the user.
@@ -191,6 +198,10 @@ def _check(password: SecretStr, field: str, email: str, full_name: str | None) -
     problem = weakness(password.get_secret_value(), (email, full_name or ""))
     if problem is not None:
         raise _refused(field, problem)
+
+
+def _not_found(user_id: UUID) -> UserNotFoundError:
+    return UserNotFoundError(f"There is no user {user_id}.")
 
 
 def _refused(field: str, problem: str) -> PasswordRefusedError:

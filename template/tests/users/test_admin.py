@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 
+from app.core.security import Role
+from app.users.service import UserService
 from tests.fixtures.authentication import PASSWORD, Account, Accounts
 
 USERS = "/api/v1/users"
@@ -118,6 +121,39 @@ async def test_admins_cannot_change_their_own_access(
         assert answer.status_code == 409, body
         assert answer.json()["type"].endswith("own-access")
     assert (await admins_client.get(USERS)).is_success
+
+
+@pytest.mark.parametrize("body", [{"role": "user"}, {"is_active": False}])
+async def test_of_two_admins_who_end_each_others_access_at_once_one_is_left(
+    admins_client: httpx2.AsyncClient,
+    admin: Account,
+    accounts: Accounts,
+    monkeypatch: pytest.MonkeyPatch,
+    body: dict[str, Any],
+) -> None:
+    other = await accounts.add(Role.ADMIN)
+    update_access, waiting, both_passed = UserService.update_access, 0, anyio.Event()
+
+    async def pass_the_guard_both_first(*arguments: Any) -> Any:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 2:
+            both_passed.set()
+        await both_passed.wait()
+        return await update_access(*arguments)
+
+    statuses: list[int] = []
+
+    async def end_access(by: Account, of: Account) -> None:
+        answer = await admins_client.patch(f"{USERS}/{of.id}", json=body, headers=by.headers)
+        statuses.append(answer.status_code)
+
+    monkeypatch.setattr(UserService, "update_access", pass_the_guard_both_first)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_access, admin, other)
+            group.start_soon(end_access, other, admin)
+    assert sorted(statuses) == [200, 403]
 
 
 async def test_other_changes_are_refused(admins_client: httpx2.AsyncClient, user: Account) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import anyio
 import httpx2
 from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.testing import capture_logs
 
 from app.core.database import Database
+from app.core.errors import ConflictError
 from app.core.events import EventBus
 from app.users.events import UserRegistered
 from app.users.repository import UserRepository
@@ -40,6 +42,12 @@ async def test_whoever_registers_can_log_in(anonymous_client: httpx2.AsyncClient
     token = (await log_in(anonymous_client)).json()["access_token"]
     me = await anonymous_client.get(f"{USERS}/me", headers={"Authorization": f"Bearer {token}"})
     assert me.json() == user
+
+
+async def test_a_name_may_join_and_part_its_letters(anonymous_client: httpx2.AsyncClient) -> None:
+    name = "क्\u200dष నార్\u200cడ్ 👩\u200d🚀"
+    answer = await anonymous_client.post(USERS, json=account(full_name=name))
+    assert (answer.status_code, answer.json()["full_name"]) == (201, name)
 
 
 async def test_an_address_has_one_account_however_it_is_spelled(
@@ -91,9 +99,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"password": "\ufb03" * 43}, "password"),
     ({"password": None}, "password"),
     ({"password": "\ud800" * 12}, "password"),
+    ({"password": f"{PASSWORD}\ud800"}, "password"),
     ({"email": "ada"}, "email"),
     ({"email": "Ada <ada@example.com>"}, "email"),
     ({"full_name": " "}, "full_name"),
+    ({"full_name": "\u200d \u200c"}, "full_name"),
     ({"full_name": "Ada\u0000Lovelace"}, "full_name"),
     ({"full_name": "Ada \u202elovelace"}, "full_name"),
     ({"full_name": "A" * 201}, "full_name"),
@@ -138,6 +148,19 @@ async def test_others_hear_of_a_new_account(
     events.subscribe_before_commit(UserRegistered, listen)
     answer = await anonymous_client.post(USERS, json=account())
     assert heard == [answer.json()["id"]]
+
+
+async def test_an_account_that_was_not_committed_is_not_logged(
+    anonymous_client: httpx2.AsyncClient, lifespan_state: dict[str, Any]
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise ConflictError
+
+    events: EventBus = lifespan_state["events"]
+    events.subscribe_before_commit(UserRegistered, fail)
+    with capture_logs() as logged:
+        assert (await anonymous_client.post(USERS, json=account())).status_code == 409
+    assert "users.registered" not in [entry["event"] for entry in logged]
 
 
 async def test_the_password_is_stored_as_a_hash(
