@@ -70,23 +70,23 @@ class SessionRepository:
 
     async def end(self, user_id: UUID, family_id: UUID, now: datetime) -> bool:
         """Revoke a session of the user; `False` when there is none that is alive."""
-        newest = await self._session.scalars(
+        newest = await self._session.execute(
             update(RefreshToken)
             .where(
                 RefreshToken.user_id == user_id,
                 RefreshToken.family_id == family_id,
-                RefreshToken.revoked_at.is_(None),
+                _is_newest(),
             )
             .values(revoked_at=now)
-            .returning(RefreshToken.used_at)
+            .returning(RefreshToken.id)
         )
-        return None in newest.all()
+        return newest.one_or_none() is not None
 
     async def end_all(self, user_id: UUID, now: datetime) -> None:
         """Revoke every session of the user, whose row must be locked."""
         await self._session.execute(
             update(RefreshToken)
-            .where(RefreshToken.user_id == user_id, RefreshToken.revoked_at.is_(None))
+            .where(RefreshToken.user_id == user_id, _is_newest())
             .values(revoked_at=now)
         )
 
@@ -131,9 +131,10 @@ class SessionRepository:
         return len(deleted.all())
 
 
+def _is_newest() -> ColumnElement[bool]:
+    # The condition of an index: used tokens, of which there are many, are not looked at.
+    return RefreshToken.used_at.is_(None) & RefreshToken.revoked_at.is_(None)
+
+
 def _is_alive(now: datetime) -> ColumnElement[bool]:
-    return (
-        RefreshToken.used_at.is_(None)
-        & RefreshToken.revoked_at.is_(None)
-        & (RefreshToken.expires_at > now)
-    )
+    return _is_newest() & (RefreshToken.expires_at > now)
