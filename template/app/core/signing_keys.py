@@ -76,11 +76,13 @@ class SigningKeySettings(Section):
     def production_problems(self) -> Iterator[str]:
         yield from super().production_problems()
         if self.JWT_ALGORITHM == "HS256":
-            secret = self.SECRET_KEY.get_secret_value()
             if "SECRET_KEY" not in self.model_fields_set:
                 yield "SECRET_KEY: must be set in production; make one with `openssl rand -hex 32`"
-            elif len(set(secret)) < _MIN_DISTINCT_CHARACTERS or _PLACEHOLDERS.search(secret):
+            elif _looks_made_up(self.SECRET_KEY):
                 yield "SECRET_KEY: looks made up; make one with `openssl rand -hex 32`"
+        # Whoever guesses one of them can make tokens, whatever signs ours.
+        if any(_looks_made_up(secret) for secret in self.SECRET_KEYS_ACCEPTED):
+            yield "SECRET_KEYS_ACCEPTED: holds one that looks made up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +147,11 @@ class SigningKeys:
         """The public keys as a JWK Set (RFC 7517, section 5); secrets are left out."""
         jwks = (key.to_jwk() for key in self._by_kid.values())
         return {"keys": [jwk for jwk in jwks if jwk is not None]}
+
+
+def _looks_made_up(secret: SecretStr) -> bool:
+    text = secret.get_secret_value()
+    return len(set(text)) < _MIN_DISTINCT_CHARACTERS or bool(_PLACEHOLDERS.search(text))
 
 
 def _secret_key(variable: str, secret: SecretStr) -> SigningKey:

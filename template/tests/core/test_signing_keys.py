@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from app.core.signing_keys import SigningKeys, SigningKeySettings
 from app.settings import InvalidSettingsError, load_settings
@@ -184,6 +184,10 @@ def test_the_start_is_refused_with_the_name_of_the_variable(
         ({"SECRET_KEY": "a1b2" * 16}, "SECRET_KEY: looks made up"),
         ({"SECRET_KEY": "please-change-me-before-production-0123"}, "SECRET_KEY: looks made up"),
         ({"SECRET_KEY": f"Insecure{SECRET}"}, "SECRET_KEY: looks made up"),
+        (
+            {"SECRET_KEY": SECRET, "SECRET_KEYS_ACCEPTED": f"{SECRET},{'a1b2' * 16}"},
+            "SECRET_KEYS_ACCEPTED: holds one that looks made up",
+        ),
     ],
 )
 def test_production_refuses_a_secret_that_others_could_know(
@@ -199,4 +203,6 @@ def test_production_needs_no_secret_when_a_private_key_signs(
     pem = private_pem(ed25519_key)
     settings = SigningKeySettings(JWT_ALGORITHM="EdDSA", JWT_PRIVATE_KEY=pem)
     assert not list(settings.production_problems())
+    settings = settings.model_copy(update={"SECRET_KEYS_ACCEPTED": [SecretStr("a1b2" * 16)]})
+    assert len(list(settings.production_problems())) == 1
     assert not list(SigningKeySettings(SECRET_KEY=SECRET).production_problems())
