@@ -9,8 +9,10 @@ from fastapi import Depends, Security
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from starlette.requests import HTTPConnection
 
+from app.core.access_tokens import InvalidTokenError
 from app.core.errors import ForbiddenError, UnauthenticatedError
 from app.core.principal import Principal, set_principal
+from app.core.rate_limit import rate_limit
 
 TOKEN_PATH = "/api/v1/auth/token"  # noqa: S105
 
@@ -75,6 +77,8 @@ bearer = OAuth2PasswordBearer(
     auto_error=False,
 )
 
+_limit_of_refused = rate_limit(scope="auth-refused")
+
 
 async def authenticate(
     connection: HTTPConnection,
@@ -85,6 +89,7 @@ async def authenticate(
 
     Raises:
         UnauthenticatedError: without a token, or with one that is not valid.
+        TooManyRequestsError: when too many from this address were not.
         RoleRequiredError: when the role does not suffice.
     """
     state = connection.scope["state"]
@@ -94,7 +99,12 @@ async def authenticate(
         if token is None:
             raise NotAuthenticatedError("Send an access token: `Authorization: Bearer ...`.")
         authenticator: Authenticator = state["authenticator"]
-        identity = await authenticator.authenticate(token)
+        try:
+            identity = await authenticator.authenticate(token)
+        except InvalidTokenError:
+            # The limits of the routes come after the guard, and count users.
+            await _limit_of_refused(connection)
+            raise
         state["identity"] = identity
         set_principal(connection, identity)
     for scope in scopes.scopes:

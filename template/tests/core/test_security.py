@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.core.access_tokens import InvalidTokenError
 from app.core.principal import PrincipalDep
+from app.core.rate_limit import MemoryRateLimiter, RateLimitSettings
 from app.core.security import CurrentUser, Identity, Role, authenticate, bearer, require_role
 from tests.core.stack import build_app, client_of
 
@@ -64,8 +65,14 @@ def service() -> FastAPI:
 
 @pytest.fixture
 def client(service: FastAPI, tokens: Tokens) -> httpx2.AsyncClient:
+    state = {
+        "authenticator": tokens,
+        "settings": RateLimitSettings(RATE_LIMIT_REQUESTS=3),
+        "rate_limiter": MemoryRateLimiter(),
+    }
+
     async def with_state(scope: Scope, receive: Receive, send: Send) -> None:
-        await service({**scope, "state": {"authenticator": tokens}}, receive, send)
+        await service({**scope, "state": dict(state)}, receive, send)
 
     return client_of(with_state)
 
@@ -95,6 +102,18 @@ async def test_a_token_that_does_not_hold_is_refused(
     assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
     assert answer.json()["type"].endswith("invalid-token")
     assert "nobody" not in answer.text
+
+
+async def test_refused_tokens_are_limited_for_each_address(client: httpx2.AsyncClient) -> None:
+    for _ in range(3):
+        assert (await client.get("/mine", headers=as_("nobody"))).status_code == 401
+        # What passes does not count, nor does what took no effort.
+        assert (await client.get("/mine", headers=as_("user"))).is_success
+        assert (await client.get("/mine")).status_code == 401
+    refused = await client.get("/mine", headers=as_("nobody"))
+    assert refused.status_code == 429
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert (await client.get("/mine", headers=as_("user"))).is_success
 
 
 async def test_whoever_passes_is_the_principal(client: httpx2.AsyncClient) -> None:
