@@ -31,7 +31,7 @@ SessionsDep = Annotated[SessionService, Depends(get_sessions)]
 async def get_login(connection: HTTPConnection, sessions: SessionsDep) -> LoginService:
     """Logging in, in transactions of its own."""
     state = connection.state
-    throttle = LoginThrottle(state.rate_limiter, state.settings)
+    throttle = LoginThrottle(state.rate_limiter, state.settings, state.settings.SECRET_KEY)
     return LoginService(state.database, state.passwords, throttle, sessions)
 
 

@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
+from anyio import CancelScope
 from pydantic import Field, TypeAdapter, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
+from structlog.typing import FilteringBoundLogger
 from uuid_utils.compat import uuid7
 
 from app.auth import tokens
@@ -32,6 +34,8 @@ from app.users.models import User
 from app.users.repository import UserRepository
 from app.users.schemas import AccountEmail
 
+# A password that fits is verified again when its hash has been replaced meanwhile.
+_TRIES = 2
 _EMAIL: TypeAdapter[str] = TypeAdapter(AccountEmail)
 
 logger = structlog.get_logger(__name__)
@@ -90,32 +94,59 @@ class LoginService:
         """
         email = _normalize(form.username)
         attempt = await self._throttle.admit(email or form.username, client.address)
-        user = None if email is None else await self._find(email)
-        password_hash = None if user is None else user.password_hash
-        verified = await self._passwords.verify(form.password.get_secret_value(), password_hash)
-        if user is None:
-            logger.warning("auth.login_failed", reason="unknown_account")
-            raise _refused()
-        if not verified.valid:
-            logger.warning("auth.login_failed", reason="wrong_password", user_id=str(user.id))
-            raise _refused()
-        async with self._database.transaction() as session:
-            pair = await self._begin(session, user, verified, client)
-        await attempt.take_back()
+        log = logger.bind(account=attempt.account)
+        try:
+            pair = await self._try(email, form.password.get_secret_value(), client, log)
+        except InvalidCredentialsError:
+            raise
+        except BaseException:
+            # A database that is away or a deadline: no failure of theirs, and no answer to a guess.
+            with CancelScope(shield=True):
+                await attempt.take_back()
+            raise
+        await attempt.succeed()
         return pair
+
+    async def _try(
+        self, email: str | None, password: str, client: Client, log: FilteringBoundLogger
+    ) -> TokenPair:
+        for _ in range(_TRIES):
+            user = None if email is None else await self._find(email)
+            password_hash = None if user is None else user.password_hash
+            verified = await self._passwords.verify(password, password_hash)
+            if user is None:
+                log.warning("auth.login_failed", reason="unknown_account")
+                raise _refused()
+            if not verified.valid:
+                log.warning("auth.login_failed", reason="wrong_password", user_id=str(user.id))
+                raise _refused()
+            async with self._database.transaction() as session:
+                pair = await self._begin(session, user, verified, client, log)
+            if pair is not None:
+                return pair
+        log.warning("auth.login_failed", reason="password_changing")
+        raise _refused()
 
     async def _find(self, email: str) -> User | None:
         async with self._database.read_only() as session:
             return await UserRepository(session).get_by_email(email)
 
     async def _begin(
-        self, session: AsyncSession, known: User, verified: Verified, client: Client
-    ) -> TokenPair:
+        self,
+        session: AsyncSession,
+        known: User,
+        verified: Verified,
+        client: Client,
+        log: FilteringBoundLogger,
+    ) -> TokenPair | None:
         user = await UserRepository(session).get_locked(known.id)
-        # While the hash was computed, the password may have been changed, which ends sessions.
-        if user is None or not user.is_active or user.password_hash != known.password_hash:
-            logger.warning("auth.login_failed", reason="inactive", user_id=str(known.id))
+        if user is None or not user.is_active:
+            log.warning("auth.login_failed", reason="inactive", user_id=str(known.id))
             raise _refused()
+        # While it was verified another login may have stored a new hash of the same password, or
+        # its owner another password, which ends sessions.
+        if user.password_hash != known.password_hash:
+            return None
         if verified.new_hash is not None:
             user.password_hash = verified.new_hash
         pair, session_id = self._sessions.begin(session, user, client)
@@ -206,12 +237,13 @@ class SessionService:
         sessions = SessionRepository(session)
         known = await sessions.get(tokens.hash_token(token))
         log = logger.bind(user_id=str(user.id), session_id=str(known.family_id))
-        if known.used_at is None or known.revoked_at is not None:
-            log.warning("auth.refresh_failed", reason="revoked" if known.revoked_at else "expired")
-            return None
         newest = await sessions.get_newest(known.family_id, now)
+        if newest is None or known.used_at is None:
+            reason = "expired" if known.expires_at <= now else "revoked"
+            log.warning("auth.refresh_failed", reason=reason)
+            return None
         in_time = now < known.used_at + self._grace
-        if in_time and newest is not None and newest.parent_id == known.id and newest.salt:
+        if in_time and newest.parent_id == known.id and newest.salt:
             log.info("auth.refreshed_again")
             return self._pair(user, newest, tokens.derive_child(token, newest.salt))
         log.warning("auth.refresh_token_reused")

@@ -37,10 +37,14 @@ class RateLimitSettings(Section):
 
 
 class RateLimit(NamedTuple):
-    """At most `requests` within any `window_seconds`."""
+    """At most `requests` within any `window_seconds`.
+
+    One that `holds_in_outage` is not lifted while the place of the shared counts is away.
+    """
 
     requests: int
     window_seconds: float
+    holds_in_outage: bool = False
 
 
 class Decision(NamedTuple):
@@ -67,6 +71,9 @@ class RateLimiter(Protocol):
 
     async def release(self, key: str) -> None:
         """Take back the latest request that was counted under `key`, if there is one."""
+
+    async def forget(self, key: str) -> None:
+        """Take back all requests that were counted under `key`."""
 
 
 class MemoryRateLimiter:
@@ -117,6 +124,10 @@ class MemoryRateLimiter:
             expiries.pop()
             if not expiries:
                 del self._expiries[key]
+
+    async def forget(self, key: str) -> None:
+        """Take back all requests."""
+        self._expiries.pop(key, None)
 
     def __len__(self) -> int:
         """How many callers are remembered."""

@@ -73,7 +73,8 @@ class RedisRateLimitSettings(Section):
     RATE_LIMIT_ON_REDIS_OUTAGE: OnRedisOutage = Field(
         default=OnRedisOutage.LOCAL,
         description="`local`: each process counts for itself, so that a caller may get the limit "
-        "once from each; `open`: no limits; `closed`: limited routes answer 503.",
+        "once from each; `open`: no limits, except those that hold in an outage; `closed`: limited "
+        "routes answer 503.",
     )
 
 
@@ -125,6 +126,12 @@ class RedisRateLimiter:
         with suppress(*REDIS_ERRORS):
             await self._redis.call(lambda _: self._release([self._redis.key("rate-limit", key)]))
 
+    async def forget(self, key: str) -> None:
+        """Take back all requests, wherever they were counted."""
+        await self._local.forget(key)
+        with suppress(*REDIS_ERRORS):
+            await self._redis.call(lambda redis: redis.delete(self._redis.key("rate-limit", key)))
+
     async def _hit_without_redis(self, key: str, limit: RateLimit, error: Exception) -> Decision:
         if not self._without_redis:
             self._without_redis = True
@@ -133,10 +140,10 @@ class RedisRateLimiter:
                 "rate_limits_not_shared", mode=str(self._on_outage), error=type(cause).__name__
             )
         match self._on_outage:
-            case OnRedisOutage.LOCAL:
-                return await self._local.hit(key, limit)
-            case OnRedisOutage.OPEN:
+            case OnRedisOutage.OPEN if not limit.holds_in_outage:
                 return Decision(True, limit.requests, limit.requests, limit.window_seconds)
+            case OnRedisOutage.LOCAL | OnRedisOutage.OPEN:
+                return await self._local.hit(key, limit)
             case OnRedisOutage.CLOSED:
                 raise ServiceUnavailableError(headers={"Retry-After": "1"})
             case _:

@@ -58,9 +58,24 @@ async def test_security_events_are_told_by_name(
         ("auth.access_refused", "session is over"),
     ]
     assert leaks(str(logged)) == []
+    [known, unknown] = [e["account"] for e in logged if e["event"] == "auth.login_failed"]
+    assert known != unknown
     reused = next(entry for entry in logged if entry["event"] == "auth.refresh_token_reused")
     assert reused["log_level"] == "warning"
     assert reused["user_id"] == str(user.id)
+
+
+async def test_guessing_at_one_account_shows_in_the_trail(
+    anonymous_client: httpx2.AsyncClient, user: Account
+) -> None:
+    with capture_logs() as logged:
+        for spelling in (user.email, user.email.upper()) * 3:
+            form = {"username": spelling, "password": "wrong"}
+            await anonymous_client.post(f"{AUTH}/token", data=form)
+
+    told = [(e["event"], e["account"]) for e in logged if "account" in e]
+    assert [event for event, _ in told] == ["auth.login_failed"] * 5 + ["auth.login_throttled"]
+    assert len({account for _, account in told}) == 1
 
 
 @pytest.mark.parametrize(

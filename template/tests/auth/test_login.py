@@ -3,12 +3,14 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 from sqlalchemy import update
 
 from app.core.access_tokens import AccessTokens
 from app.core.database import Database
+from app.core.passwords import Passwords, Verified
 from app.users.models import User
 from tests.fixtures.application import Connect, MakeApp
 from tests.fixtures.authentication import PASSWORD, Account, bearer
@@ -129,6 +131,53 @@ async def test_a_hash_with_other_parameters_is_replaced(
         stored = await session.get_one(User, user.id)
     assert ",t=2," in stored.password_hash
     assert stored.token_epoch == 0
+
+
+async def test_several_who_log_in_at_once_while_the_hash_is_replaced_all_succeed(
+    make_app: MakeApp, connect: Connect, user: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify, waiting, all_verified = Passwords.verify, 0, anyio.Event()
+
+    async def verify_all_first(*arguments: Any) -> Verified:
+        nonlocal waiting
+        verified = await verify(*arguments)
+        waiting += 1
+        if waiting == 3:
+            all_verified.set()
+        await all_verified.wait()
+        return verified
+
+    statuses: list[int] = []
+    monkeypatch.setattr(Passwords, "verify", verify_all_first)
+    async with connect(make_app(PASSWORD_HASH_ITERATIONS=2)) as client:
+
+        async def log_in() -> None:
+            form = {"username": user.email, "password": PASSWORD}
+            statuses.append((await client.post(TOKEN, data=form)).status_code)
+
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                for _ in range(3):
+                    group.start_soon(log_in)
+    assert statuses == [200] * 3
+
+
+async def test_half_a_character_is_a_wrong_password(
+    anonymous_client: httpx2.AsyncClient, user: Account
+) -> None:
+    fields = {"username": user.email, "password": f"{PASSWORD}\\ud800"}
+    parts = [
+        f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in fields.items()
+    ]
+    # An encoding in which a client can write it.
+    content_type = "multipart/form-data; boundary=x; charset=raw_unicode_escape"
+
+    answer = await anonymous_client.post(
+        TOKEN, content="".join([*parts, "--x--\r\n"]), headers={"Content-Type": content_type}
+    )
+
+    assert answer.status_code == 401
 
 
 async def test_a_password_that_changes_while_it_is_verified_begins_no_session(

@@ -9,6 +9,8 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 from sqlalchemy import select, update
+from sqlalchemy.exc import IntegrityError
+from structlog.testing import capture_logs
 
 from app.auth import tokens
 from app.auth.handlers import purge_expired_tokens
@@ -138,7 +140,7 @@ async def test_a_token_that_comes_back_ends_the_session_for_good(
 
     assert reused.status_code == 401
     # Committed, although the request has failed.
-    assert all(row.revoked_at is not None for row in await rows())
+    assert (await rows())[-1].revoked_at is not None
     assert (await refresh(pair["refresh_token"])).status_code == 401
     me = await anonymous_client.get(ME, headers=bearer(pair["access_token"]))
     assert me.status_code == 401
@@ -182,6 +184,34 @@ async def test_an_exchange_within_the_grace_does_not_prolong_it(
     await refresh(user.tokens.refresh_token)
 
     assert (await rows())[0].used_at == used_at
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [({"revoked_at": ago(1)}, "revoked"), ({"expires_at": ago(1)}, "expired")],
+)
+async def test_a_used_token_of_a_session_that_is_over_raises_no_alarm(
+    user: Account, refresh: Refresh, alter: Alter, values: dict[str, Any], reason: str
+) -> None:
+    child = (await refresh(user.tokens.refresh_token)).json()["refresh_token"]
+    await alter(child, **values)
+    if "expires_at" in values:
+        await alter(user.tokens.refresh_token, **values)
+
+    with capture_logs() as logged:
+        assert (await refresh(user.tokens.refresh_token)).status_code == 401
+
+    [entry] = [entry for entry in logged if entry["event"].startswith("auth.")]
+    assert (entry["event"], entry["reason"]) == ("auth.refresh_failed", reason)
+
+
+async def test_a_session_has_one_unused_token_whatever_the_code_does(
+    user: Account, refresh: Refresh, alter: Alter
+) -> None:
+    await refresh(user.tokens.refresh_token)
+
+    with pytest.raises(IntegrityError):
+        await alter(user.tokens.refresh_token, used_at=None)
 
 
 async def test_an_older_token_is_reuse_within_the_grace_too(
@@ -240,7 +270,7 @@ class TestWithoutGrace:
         statuses = [answer.status_code for answer in answers]
         assert (statuses.count(200), statuses.count(401)) == (1, 49)
         assert len(await rows()) == 2
-        assert all(row.revoked_at is not None for row in await rows())
+        assert (await rows())[-1].revoked_at is not None
 
 
 async def test_a_session_that_is_not_refreshed_ends(

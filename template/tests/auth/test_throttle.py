@@ -1,13 +1,17 @@
 """Guessing passwords: limited for each account and each address, and the limits outlive errors."""
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import httpx2
 import pytest
+from pydantic import SecretStr
 
 from app.auth.exceptions import LoginThrottledError
 from app.auth.throttle import LoginThrottle, ThrottleSettings
+from app.core.errors import ServiceUnavailableError
 from app.core.rate_limit import MemoryRateLimiter
+from app.users.repository import UserRepository
 from tests.fixtures.authentication import PASSWORD, Account
 
 LogIn = Callable[[str, str], Awaitable[httpx2.Response]]
@@ -28,7 +32,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def throttle(clock: Clock) -> LoginThrottle:
-    return LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings())
+    return LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), SecretStr("secret"))
 
 
 async def fail(throttle: LoginThrottle, times: int, account: str, address: str) -> None:
@@ -80,15 +84,59 @@ async def test_guessing_at_many_accounts_ends_as_well(throttle: LoginThrottle) -
 
 async def test_successes_do_not_count(throttle: LoginThrottle) -> None:
     for _ in range(200):
-        await (await throttle.admit("ada", "here")).take_back()
+        await (await throttle.admit("ada", "here")).succeed()
 
 
-async def test_a_success_does_not_undo_the_failures_before(throttle: LoginThrottle) -> None:
+async def test_what_was_not_decided_does_not_count(throttle: LoginThrottle) -> None:
     await fail(throttle, 4, "ada", "here")
     await (await throttle.admit("ada", "here")).take_back()
     await throttle.admit("ada", "here")
 
     await wait_of(throttle, "ada", "here")
+
+
+async def test_a_success_forgives_the_failures_before(throttle: LoginThrottle) -> None:
+    for _ in range(10):
+        await fail(throttle, 4, "ada", "here")
+        await (await throttle.admit("ada", "here")).succeed()
+
+    await fail(throttle, 5, "ada", "here")
+
+
+async def test_a_success_does_not_forgive_guessing_at_others(throttle: LoginThrottle) -> None:
+    for number in range(50):
+        await throttle.admit(f"account {number}", "here")
+        if number % 5 == 0:
+            with suppress(LoginThrottledError):
+                await (await throttle.admit("mallory", "here")).succeed()
+
+    assert await wait_of(throttle, "another", "here") == 60
+
+
+async def test_a_success_does_not_forgive_guessing_from_elsewhere(throttle: LoginThrottle) -> None:
+    for number in range(100):
+        await throttle.admit("ada", f"address {number}")
+        if number == 50:
+            await (await throttle.admit("ada", "here")).succeed()
+
+    assert await wait_of(throttle, "ada", "another") == 3600
+
+
+async def test_an_account_has_one_name_in_the_log_and_only_with_the_secret(
+    throttle: LoginThrottle, clock: Clock
+) -> None:
+    other_service = LoginThrottle(
+        MemoryRateLimiter(clock=clock), ThrottleSettings(), SecretStr("another")
+    )
+    names = [
+        (await throttle.admit("ada@people.example", "here")).account,
+        (await throttle.admit("ada@people.example", "there")).account,
+        (await throttle.admit("bob@people.example", "here")).account,
+        (await other_service.admit("ada@people.example", "here")).account,
+    ]
+
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
 
 
 async def test_refused_attempts_do_not_prolong_the_wait(
@@ -127,6 +175,19 @@ class TestApi:
         statuses = [(await log_in(user.email, PASSWORD)).status_code for _ in range(7)]
 
         assert statuses == [200] * 7
+
+    async def test_a_database_that_is_away_is_no_failure_of_theirs(
+        self, log_in: LogIn, user: Account, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def unavailable(*_: object) -> None:
+            raise ServiceUnavailableError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(UserRepository, "get_by_email", unavailable)
+            for _ in range(6):
+                assert (await log_in(user.email, PASSWORD)).status_code == 503
+
+        assert (await log_in(user.email, PASSWORD)).status_code == 200
 
     async def test_an_unknown_account_is_limited_alike(self, log_in: LogIn) -> None:
         statuses = [(await log_in("nobody@people.example", "wrong")).status_code for _ in range(6)]
