@@ -44,8 +44,8 @@ return {both, false}
 """
 _STAMP_MILLISECONDS = 3_600_000
 _CHANGING = "changing"
-# No request takes longer to commit.
-_CHANGING_MILLISECONDS = 60_000
+# What a commit may take after the request's time is over, at most.
+_COMMIT_SECONDS = 30
 
 logger = structlog.get_logger(__name__)
 
@@ -82,6 +82,7 @@ class CachedAuthenticator:
 
     Args:
         settings: How long entries live.
+        request_timeout_seconds: For how long a request may be about to commit.
         database: Answers what is not remembered.
         redis: Where entries are.
         events: Tells what ends access.
@@ -90,11 +91,13 @@ class CachedAuthenticator:
     def __init__(
         self,
         settings: AuthCacheSettings,
+        request_timeout_seconds: float,
         database: DatabaseAuthenticator,
         redis: RedisClient,
         events: EventBus,
     ) -> None:
         self._ttl_seconds = settings.AUTH_CACHE_TTL_SECONDS
+        self._changing_milliseconds = int((request_timeout_seconds + _COMMIT_SECONDS) * 1000)
         self._database = database
         self._redis = redis
         self._find_script = redis.raw.register_script(_FIND)
@@ -162,7 +165,7 @@ class CachedAuthenticator:
         key = self._stamp_key(str(event.user_id))
 
         async def mark(client: Redis) -> None:
-            await client.set(key, _CHANGING, px=_CHANGING_MILLISECONDS)
+            await client.set(key, _CHANGING, px=self._changing_milliseconds)
 
         try:
             await self._redis.call(mark)

@@ -184,6 +184,23 @@ async def test_a_process_that_dies_after_its_commit_leaves_nothing_behind(
     assert await process.ask(user) == 401
 
 
+async def test_nothing_is_remembered_for_as_long_as_a_request_may_be_about_to_commit(
+    start: Start, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with start(REQUEST_TIMEOUT_SECONDS=600) as dying:
+        user = await Accounts(dying.state).add()
+
+        async def die(_: Any) -> None:
+            pass
+
+        monkeypatch.setattr(dying.state["events"], "run_after_commit", die)
+        assert await dying.logout_all(user) == 204
+
+    with Redis.from_url(redis_url) as redis:
+        [key] = redis.scan_iter(f"*:auth:stamp:{user.id}")
+        assert redis.pttl(key) > 600_000
+
+
 async def test_a_change_that_is_rolled_back_changes_nothing(
     process: Process, user: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
