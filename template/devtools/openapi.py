@@ -41,13 +41,16 @@ def snapshots(app: FastAPI) -> dict[str, str]:
     """What the snapshots must be, by their path in the folder of tests: beside those of the domain.
 
     Who may call an operation is in a file of its own, if anything is asked of callers at all: it
-    is decided where routers are mounted, for all domains at once.
+    is decided where routers are mounted, for all domains at once. So is what the others get, a 401.
     """
     schema = app.openapi()
     tags: dict[str, dict[str, Any]] = {}
     security: dict[str, dict[str, Any]] = {}
     for path, method, operation in operations(schema):
         shown = {key: value for key, value in operation.items() if key != "security"}
+        if operation.get("security"):
+            answers = operation["responses"].items()
+            shown["responses"] = {status: answer for status, answer in answers if status != "401"}
         for tag in operation.get("tags", ()):
             tags.setdefault(tag, {}).setdefault(path, {})[method] = shown
             security.setdefault(tag, {})[f"{method.upper()} {path}"] = operation.get("security", [])

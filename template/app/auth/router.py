@@ -16,7 +16,7 @@ _PREFIX = "/api/v1/auth"
 
 public_router = APIRouter(prefix=_PREFIX, tags=["auth"], responses=responses(422, 429))
 # Behind the guard.
-router = APIRouter(prefix=_PREFIX, tags=["auth"], responses=responses(401, 422, 429))
+router = APIRouter(prefix=_PREFIX, tags=["auth"], responses=responses(422, 429))
 # Where verifiers look for it (RFC 8615).
 well_known_router = APIRouter(prefix="/.well-known", tags=["auth"], responses=responses(429))
 

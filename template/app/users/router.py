@@ -18,7 +18,7 @@ _PREFIX = "/api/v1/users"
 
 public_router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(422, 429))
 # Behind the guard.
-router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(401, 422, 429))
+router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(422, 429))
 
 UserId = Annotated[UUID, Path(description="The user's `id`.")]
 

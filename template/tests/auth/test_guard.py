@@ -59,6 +59,7 @@ async def test_without_a_token_each_operation_answers_as_its_description_says(
         answer = await anonymous_client.request(method, url)
         name = f"{method} {path}"
         if operation.get("security"):
+            assert "401" in operation["responses"], name
             described.add(name)
         if answer.status_code == 401:
             answered.add(name)
