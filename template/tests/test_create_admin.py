@@ -74,6 +74,8 @@ async def test_an_account_that_is_there_is_left_alone(
     [
         ("ada", PASSWORD, "email: Input should be an e-mail address"),
         (EMAIL, "short", "password: "),
+        # What a byte that is no UTF-8 becomes in the input.
+        (EMAIL, f"{PASSWORD}\udcff", "password: "),
         (EMAIL, "password1234", "is too easy to guess"),
     ],
 )
