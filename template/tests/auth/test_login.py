@@ -162,6 +162,27 @@ async def test_several_who_log_in_at_once_while_the_hash_is_replaced_all_succeed
     assert statuses == [200] * 3
 
 
+async def test_a_hash_that_is_replaced_again_and_again_is_not_waited_for(
+    log_in: LogIn,
+    user: Account,
+    database: Database,
+    lifespan_state: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passwords: Passwords = lifespan_state["passwords"]
+    verify = passwords.verify
+
+    async def replace_meanwhile(password: str, password_hash: str | None) -> Verified:
+        another = await passwords.hash(PASSWORD)
+        async with database.transaction() as session:
+            await session.execute(update(User).values(password_hash=another))
+        return await verify(password, password_hash)
+
+    monkeypatch.setattr(passwords, "verify", replace_meanwhile)
+
+    assert (await log_in(user.email)).status_code == 401
+
+
 async def test_half_a_character_is_a_wrong_password(
     anonymous_client: httpx2.AsyncClient, user: Account
 ) -> None:
