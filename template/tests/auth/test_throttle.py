@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+import anyio
 import httpx2
 import pytest
 from pydantic import SecretStr
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 from app.auth.exceptions import LoginThrottledError
 from app.auth.throttle import LoginThrottle, ThrottleSettings
 from app.core.errors import ServiceUnavailableError
+from app.core.passwords import Passwords
 from app.core.rate_limit import MemoryRateLimiter
 from app.users.repository import UserRepository
 from tests.fixtures.authentication import PASSWORD, Account
@@ -186,6 +188,22 @@ class TestApi:
             patch.setattr(UserRepository, "get_by_email", unavailable)
             for _ in range(6):
                 assert (await log_in(user.email, PASSWORD)).status_code == 503
+
+        assert (await log_in(user.email, PASSWORD)).status_code == 200
+
+    async def test_an_attempt_that_is_cut_short_is_no_failure_of_theirs(
+        self, log_in: LogIn, user: Account, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for _ in range(6):
+            with monkeypatch.context() as patch, anyio.CancelScope() as scope:
+
+                async def never(*_: object, _scope: anyio.CancelScope = scope) -> None:
+                    _scope.cancel()
+                    await anyio.sleep_forever()
+
+                patch.setattr(Passwords, "verify", never)
+                await log_in(user.email, PASSWORD)
+            assert scope.cancelled_caught
 
         assert (await log_in(user.email, PASSWORD)).status_code == 200
 
