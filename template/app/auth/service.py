@@ -204,13 +204,14 @@ class SessionService:
 
     async def _rotate(self, session: AsyncSession, token: str, client: Client) -> TokenPair | None:
         sessions = SessionRepository(session)
-        now = datetime.now(UTC)
         token_hash = tokens.hash_token(token)
         user = await sessions.get_locked_owner(token_hash)
         if user is None or not user.is_active:
             reason = "unknown_token" if user is None else "inactive"
             logger.warning("auth.refresh_failed", reason=reason)
             return None
+        # Not before the lock: who has waited for it comes after the use that it waited for.
+        now = datetime.now(UTC)
         used = await sessions.use(token_hash, now)
         if used is None:
             return await self._refresh_again(session, user, token, now)
