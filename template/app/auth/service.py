@@ -172,10 +172,12 @@ class SessionService:
 
     def begin(self, session: AsyncSession, user: User, client: Client) -> tuple[TokenPair, UUID]:
         """Add a session for a user, whose row must be locked; return its first tokens and id."""
+        # Holds the time of the login, which is not after its first use.
+        family_id = uuid7()
         now = datetime.now(UTC)
         token = tokens.new_token()
         first = RefreshToken(
-            family_id=uuid7(),
+            family_id=family_id,
             user_id=user.id,
             token_hash=tokens.hash_token(token),
             user_agent=client.user_agent,
