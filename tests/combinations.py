@@ -53,6 +53,11 @@ class Combination:
         return {"database": self.database, **switches}
 
     @property
+    def is_extreme(self) -> bool:
+        """Whether everything is on, or nothing."""
+        return len(self.words) in (0, len(SWITCHES))
+
+    @property
     def is_valid(self) -> bool:
         """Whether every feature has what it needs."""
         on = (switch for switch in SWITCHES if switch.word in self.words)
