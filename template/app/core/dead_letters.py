@@ -96,6 +96,12 @@ async def find_ids(session: AsyncSession, *, name: str | None = None) -> Sequenc
     return (await session.scalars(statement)).all()
 
 
+async def find_job_ids(session: AsyncSession, job_ids: Sequence[str]) -> set[str]:
+    """Return which of these jobs were given up, and are neither retried nor discarded yet."""
+    statement = select(DeadLetter.job_id).where(DeadLetter.job_id.in_(job_ids))
+    return set((await session.scalars(statement)).all())
+
+
 async def get_locked(session: AsyncSession, id_: UUID) -> DeadLetter | None:
     """Return a dead letter, locked until the transaction ends; `None` when it has gone."""
     return await session.get(DeadLetter, id_, with_for_update=True)

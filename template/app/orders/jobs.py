@@ -5,6 +5,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core import dead_letters
 from app.core.events import EventBus
 from app.core.jobs import JobContext, Tick, job, periodic
 from app.core.threads import offload
@@ -35,8 +36,12 @@ async def adopt_left_behind(_: Tick, context: JobContext) -> None:
             batch = await OrderConfirmation(session).list_left_behind(
                 age=_LEFT_BEHIND, after_id=after_id, limit=_BATCH
             )
+            ids = [_job_id(placed) for placed in batch]
+            given_up = await dead_letters.find_job_ids(session, ids)
             for placed in batch:
-                await enqueue_confirmation(placed, session)
+                # Or one that fails for good would become a dead letter again and again.
+                if _job_id(placed) not in given_up:
+                    await enqueue_confirmation(placed, session)
         if len(batch) < _BATCH:
             return
         after_id = batch[-1].order_id
@@ -48,9 +53,13 @@ async def enqueue_confirmation(event: OrderPlaced, session: AsyncSession) -> Non
         session,
         event,
         # An order is confirmed once, however often it is announced.
-        job_id=f"orders.confirm:{event.order_id}",
+        job_id=_job_id(event),
         ordering_key=f"order:{event.order_id}",
     )
+
+
+def _job_id(event: OrderPlaced) -> str:
+    return f"orders.confirm:{event.order_id}"
 
 
 def subscribe(events: EventBus) -> None:

@@ -85,7 +85,8 @@ async def test_orders_without_a_job_are_handed_over_once(
 ) -> None:
     """They were placed before the service had jobs, which is when a feature is switched on."""
     placed = await orders.placed(105)
-    [fresh, old] = [placed[0], placed[1:]]
+    fresh, given_up, old = placed[0], placed[1], placed[2:]
+    await jobs.a_dead_letter(job_id=f"orders.confirm:{given_up.id}")
     async with database.transaction() as session:
         await session.execute(
             update(Order)
