@@ -10,7 +10,7 @@ from tests.snapshot import read_tree
 from tests.update.repository import TemplateRepository, commit, run_git
 from tests.update.team import change_as_a_team, conflicts, update
 
-# What is switched on together, and thereby in which order the features came.
+# What is switched together, by the words of the features.
 FEATURES = {"redis+arq": ("use_redis", "use_arq")}
 MIGRATIONS = "migrations/versions/"
 
@@ -65,7 +65,7 @@ class Team:
     def _service(self) -> Service:
         # A new one installs what the update has changed.
         return Service(
-            self.folder, "uv run pytest -n0 tests/update/test_features.py # renders into"
+            self.folder, "uv run pytest -n0 tests/update/test_features.py # switches, and runs"
         )
 
 

@@ -139,7 +139,8 @@ class Cache:
         """Return what is cached, or load and cache it.
 
         Of any number of callers in all processes one loads and the others wait for it, for a
-        second at most. An error of `load` is not cached; each waiting caller then tries alone.
+        second at most. An error of `load` is not cached: those who wait then try one by one, and
+        after their second all at once.
 
         Args:
             space: What kind of answer it is.

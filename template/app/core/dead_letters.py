@@ -5,14 +5,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, String, Text, delete, select
+from sqlalchemy import JSON, String, Text, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
 from app.core import outbox
 from app.core.database import Base
-from app.core.outbox import OutboxJob, SupersededError, Ticket
+from app.core.outbox import OutboxJob, Ticket
 
 _MAX_ERROR = 2000
 _MAX_TRACEBACK = 20_000
@@ -43,19 +43,7 @@ async def bury(session: AsyncSession, row: OutboxJob, error: str, traceback: str
     Raises:
         SupersededError: it has been done, or begun by someone else.
     """
-    ticket = Ticket(row.id, row.tries)
-    gone = await session.scalar(
-        delete(OutboxJob)
-        .where(
-            OutboxJob.id == ticket.id,
-            OutboxJob.tries == ticket.tries,
-            OutboxJob.due_at.is_not(None),
-        )
-        .returning(OutboxJob.id)
-        .execution_options(synchronize_session=False)
-    )
-    if gone is None:
-        raise SupersededError
+    await outbox.remove(session, Ticket(row.id, row.tries))
     session.add(
         DeadLetter(
             job_id=row.job_id,

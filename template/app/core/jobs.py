@@ -210,10 +210,10 @@ def periodic(
 ) -> Callable[[Handler[Tick]], PeriodicJob]:
     """Decorate a job that is enqueued at these minutes (0..59) of these hours (0..23, UTC).
 
-    However many workers there are, it is enqueued once each time. While there is none, or none
-    reaches the database, it is not; of what was missed then only the last comes later, so let each
-    run do what the ones before it should have done. `hours` defaults to every hour, the
-    rest is as for `job`.
+    However many workers there are, it is enqueued once each time. While none of them reaches the
+    database it is not, and only the last that was missed comes later; a worker that starts looks
+    back for one minute. So let each run do what the ones before it should have done. `hours`
+    defaults to every hour, the rest is as for `job`.
     """
 
     def define(handler: Handler[Tick]) -> PeriodicJob:

@@ -231,6 +231,22 @@ async def _change(session: AsyncSession, ticket: Ticket, **values: Any) -> None:
         raise SupersededError
 
 
+async def remove(session: AsyncSession, ticket: Ticket) -> None:
+    """Take a job out that is not done: it is given up.
+
+    Raises:
+        SupersededError: as for `finish`.
+    """
+    removed = await session.scalar(
+        delete(OutboxJob)
+        .where(_is_current(ticket))
+        .returning(OutboxJob.id)
+        .execution_options(synchronize_session=False)
+    )
+    if removed is None:
+        raise SupersededError
+
+
 async def purge(session: AsyncSession, keep_for: timedelta) -> int:
     """Delete a batch of what was done longer ago; returns how many rows."""
     old = (
