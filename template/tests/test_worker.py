@@ -134,6 +134,17 @@ async def test_a_job_that_kills_its_worker_ends_in_the_dead_letters(
     assert await lines(tmp_path / "notes") == ["tried"]
 
 
+async def test_a_job_that_no_worker_knows_is_offered_again_and_given_up_in_the_end(
+    jobs: Jobs, work_here: WorkHere, tmp_path: Path
+) -> None:
+    async with work_here(JOB_ROLLOUT_SECONDS=1, JOB_LEASE_SECONDS=600):
+        await jobs.enqueue(definitions.of_the_next_release, Note(file=tmp_path / "notes"))
+        # Not within its first second, and nobody waits for a lease in between.
+        [letter] = await eventually(jobs.letters, bool)
+
+    assert letter.error.startswith("UnknownJobError")
+
+
 async def test_a_job_that_runs_longer_than_a_lease_runs_once(
     jobs: Jobs, work_here: WorkHere, tmp_path: Path
 ) -> None:

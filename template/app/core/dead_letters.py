@@ -1,11 +1,11 @@
 """Dead letters: jobs that were given up, with what it takes to understand and repeat them."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import JSON, String, Text, select
+from sqlalchemy import JSON, ColumnElement, String, Text, delete, exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
@@ -14,6 +14,7 @@ from app.core import outbox
 from app.core.database import Base
 from app.core.outbox import OutboxJob, Ticket
 
+_PURGE_BATCH = 1000
 _MAX_ERROR = 2000
 _MAX_TRACEBACK = 20_000
 
@@ -84,10 +85,9 @@ async def find_ids(session: AsyncSession, *, name: str | None = None) -> Sequenc
     return (await session.scalars(statement)).all()
 
 
-async def find_job_ids(session: AsyncSession, job_ids: Sequence[str]) -> set[str]:
-    """Return which of these jobs were given up, and are neither retried nor discarded yet."""
-    statement = select(DeadLetter.job_id).where(DeadLetter.job_id.in_(job_ids))
-    return set((await session.scalars(statement)).all())
+def has_dead_letter(job_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether a job with this id was given up, and is neither retried nor discarded yet."""
+    return exists().where(DeadLetter.job_id == job_id)
 
 
 async def get_locked(session: AsyncSession, id_: UUID) -> DeadLetter | None:
@@ -125,3 +125,22 @@ async def retry(
 async def discard(session: AsyncSession, letter: DeadLetter) -> None:
     """Drop a dead letter for good."""
     await session.delete(letter)
+
+
+async def purge(session: AsyncSession, keep_for: timedelta) -> int:
+    """Delete a batch of what failed longer ago; returns how many."""
+    old = (
+        select(DeadLetter.id)
+        .where(DeadLetter.failed_at < datetime.now(UTC) - keep_for)
+        # They become dead letters in about the order of their ids.
+        .order_by(DeadLetter.id)
+        .limit(_PURGE_BATCH)
+        .with_for_update(skip_locked=True)
+    )
+    gone = await session.scalars(
+        delete(DeadLetter)
+        .where(DeadLetter.id.in_(old))
+        .returning(DeadLetter.id)
+        .execution_options(synchronize_session=False)
+    )
+    return len(gone.all())

@@ -1,36 +1,33 @@
 """One try of a job: what happens around the handler, and what follows from its outcome."""
 
 import asyncio
+import random
 import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import anyio
 import httpx2
 import structlog
-from pydantic import BaseModel, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import dead_letters, outbox
 from app.core.database import Database, is_unavailable
-from app.core.jobs import Job, JobContext, JobRegistry, JobSettings, RetryPolicy
+from app.core.jobs import Job, JobContext, JobRegistry, JobSettings, PayloadMismatchError
 from app.core.outbox import OutboxJob, SupersededError, Ticket
 
 # A worker that has to end does not wait for a database that hangs.
 _CLEANUP_SECONDS = 5
-_UNKNOWN = RetryPolicy()
+# How often a job that this release does not know is offered again: at first, and at the most.
+_OFFERED_AFTER_SECONDS = (1, 60)
 
 logger = structlog.get_logger(__name__)
 
 
 class UnknownJobError(Exception):
     """This release of the service has no job of that name."""
-
-
-class PayloadMismatchError(Exception):
-    """The stored payload does not fit this release's model of it."""
 
 
 class WorkerLostError(Exception):
@@ -54,7 +51,6 @@ class JobRunner:
         http_client: For the handlers.
         settings: How long a job stays with a worker that gives no sign of life.
         wake_relay: Called when a job ends that others may have waited for.
-        unknown: How to repeat jobs that this release does not know; a newer one may be on its way.
     """
 
     def __init__(
@@ -65,7 +61,6 @@ class JobRunner:
         settings: JobSettings,
         *,
         wake_relay: Callable[[], None] = _do_nothing,
-        unknown: RetryPolicy = _UNKNOWN,
     ) -> None:
         self._jobs = registry.jobs
         self._database = database
@@ -73,7 +68,7 @@ class JobRunner:
         self._settings = settings
         self._lease = timedelta(seconds=settings.JOB_LEASE_SECONDS)
         self._wake_relay = wake_relay
-        self._unknown = unknown
+        self._rollout = timedelta(seconds=settings.JOB_ROLLOUT_SECONDS)
         self._held: set[Ticket] = set()
 
     async def run(self, ticket: Ticket) -> None:
@@ -143,7 +138,7 @@ class JobRunner:
             raise UnknownJobError(f"there is no job {row.name!r}")
         if row.tries > definition.retry.max_tries:
             raise WorkerLostError(f"no outcome of try {row.tries - 1}")
-        payload = _load_payload(definition, row)
+        payload = definition.load(row.payload)
         # Unlike asyncio's, this timeout respects the shield around a COMMIT that is under way.
         with anyio.fail_after(definition.timeout_seconds):
             async with self._database.transaction() as session:
@@ -161,18 +156,21 @@ class JobRunner:
     async def _fail(
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, error: Exception
     ) -> None:
-        policy = self._unknown if definition is None else definition.retry
+        if definition is None or isinstance(error, PayloadMismatchError):
+            delay, store, event = self._next_offer(row), outbox.refuse, "job_refused"
+        else:
+            delay = _next_try(row, definition, error)
+            store, event = outbox.postpone, "job_will_be_retried"
         reason = f"{type(error).__name__}: {error}".removesuffix(": ")
         try:
-            if row.tries < policy.max_tries and _may_pass(definition, error):
-                delay = policy.delay(row.tries)
-                async with self._database.transaction() as session:
-                    await outbox.postpone(session, held, delay)
-                seconds = round(delay.total_seconds(), 3)
-                logger.warning("job_will_be_retried", error=reason, in_seconds=seconds)
-            else:
+            if delay is None:
                 await self._bury(row, definition, error, reason)
                 logger.error("job_became_dead_letter", error=reason, exc_info=error)
+            else:
+                async with self._database.transaction() as session:
+                    await store(session, held, delay)
+                seconds = round(delay.total_seconds(), 3)
+                logger.warning(event, error=reason, in_seconds=seconds)
         except SupersededError:
             logger.warning("job_superseded", error=reason)
         except Exception as problem:
@@ -180,6 +178,19 @@ class JobRunner:
                 raise
             # The lease ends, and the job comes up again.
             logger.exception("job_outcome_not_stored", error=reason)
+
+    def _next_offer(self, row: OutboxJob) -> timedelta | None:
+        """How long to leave a job to the workers of other releases; `None` when it is given up.
+
+        About as long as it has waited already, so that a worker that comes has it soon.
+        """
+        now = datetime.now(UTC)
+        waited = now - (row.refused_since or now)
+        if waited >= self._rollout:
+            return None
+        least, most = _OFFERED_AFTER_SECONDS
+        ceiling = min(max(waited.total_seconds(), least), most)
+        return timedelta(seconds=random.uniform(ceiling / 2, ceiling))
 
     async def _bury(
         self, row: OutboxJob, definition: Job[Any] | None, error: Exception, reason: str
@@ -218,32 +229,20 @@ def _is_being_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _load_payload(definition: Job[Any], row: OutboxJob) -> BaseModel:
-    try:
-        # Strict about fields: what an unknown one would have asked for must not be left undone.
-        payload: BaseModel = definition.payload.model_validate(row.payload, extra="forbid")
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'payload'}: {problem['msg']}"
-            for problem in error.errors(include_input=False, include_url=False)
-        )
-        raise PayloadMismatchError(problems) from None
-    return payload
-
-
 async def _tell(definition: Job[Any] | None, row: OutboxJob, session: AsyncSession) -> None:
     if definition is None or not definition.dead_letter_handlers:
         return
     try:
-        payload = _load_payload(definition, row)
+        payload = definition.load(row.payload)
     except PayloadMismatchError:
         return
     for handler in definition.dead_letter_handlers:
         await handler(payload, session)
 
 
-def _may_pass(definition: Job[Any] | None, error: Exception) -> bool:
-    # During an upgrade old and new releases work side by side: another worker may know better.
-    passing = (TimeoutError, UnknownJobError, PayloadMismatchError)
-    retry_on = definition.retry_on if definition else ()
-    return isinstance(error, (*passing, *retry_on)) or is_unavailable(error)
+def _next_try(row: OutboxJob, definition: Job[Any], error: Exception) -> timedelta | None:
+    """How long to wait for the next try; `None` when there is none."""
+    may_pass = isinstance(error, (TimeoutError, *definition.retry_on)) or is_unavailable(error)
+    if may_pass and row.tries < definition.retry.max_tries:
+        return definition.retry.delay(row.tries)
+    return None

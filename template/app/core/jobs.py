@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx2
 import structlog
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import outbox
@@ -41,6 +41,17 @@ class JobSettings(Section):
         default=7 * 86_400,
         ge=60,
         description="How long finished jobs are kept, so that their ids are not used again.",
+    )
+    DEAD_LETTER_RETENTION_SECONDS: int = Field(
+        default=90 * 86_400,
+        ge=3600,
+        description="How long jobs that were given up are kept for somebody to look at them.",
+    )
+    JOB_ROLLOUT_SECONDS: int = Field(
+        default=3600,
+        ge=0,
+        description="How long a job that a worker's release does not know waits for a worker that "
+        "does: longer than old and new releases work side by side.",
     )
     WORKER_HEARTBEAT_FILE: Path = Field(
         default=DEFAULT_FILE,
@@ -87,6 +98,10 @@ class JobContext:
     database: Database
     http_client: httpx2.AsyncClient
     settings: JobSettings
+
+
+class PayloadMismatchError(Exception):
+    """The stored payload does not fit this release's model of it."""
 
 
 Handler = Callable[[P, JobContext], Awaitable[None]]
@@ -140,6 +155,22 @@ class Job(Generic[P]):
             ordering_key=ordering_key,
         )
 
+    def load(self, payload: dict[str, Any]) -> P:
+        """Read a payload as it is stored.
+
+        Raises:
+            PayloadMismatchError: it is one of another release, or of nobody's; quotes no value.
+        """
+        try:
+            # Strict about fields: what an unknown one would have asked for must not be left undone.
+            return self.payload.model_validate(payload, extra="forbid")
+        except ValidationError as error:
+            problems = "; ".join(
+                f"{'.'.join(map(str, problem['loc'])) or 'payload'}: {problem['msg']}"
+                for problem in error.errors(include_input=False, include_url=False)
+            )
+            raise PayloadMismatchError(problems) from None
+
     def on_dead_letter(self, handler: DeadLetterHandler[P]) -> DeadLetterHandler[P]:
         """Decorate what to do when the job is given up, in the transaction that records it."""
         self.dead_letter_handlers.append(handler)
@@ -159,8 +190,8 @@ def job(
     Args:
         name: Unique and for good: it is stored with the jobs that wait.
         payload: The model of what the handler needs to know. A stored payload that does not fit
-            it, after a release changed it, is retried (an upgrade may be under way) and then
-            becomes a dead letter.
+            it is one of another release: it is left to workers that know it, for
+            `JOB_ROLLOUT_SECONDS`, and then becomes a dead letter.
         retry_on: Errors that may pass by themselves. Timeouts and a database that is unavailable
             always count; any other error makes a dead letter at once.
         retry: How often and when.

@@ -11,16 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
+from uuid import UUID
 
 from sqlalchemy import (
     JSON,
     ColumnElement,
     Index,
+    SQLColumnExpression,
     String,
     and_,
+    cast,
     delete,
     exists,
+    func,
     insert,
+    literal,
     select,
     tuple_,
     update,
@@ -44,6 +49,9 @@ class OutboxJob(Base):
 
     `tries` counts the tries begun. Who changes a row names the count that they know, so a worker
     that was taken for dead cannot finish what another has started meanwhile.
+
+    `refused_since` is when a worker whose release does not know the job first handed it back, as
+    long as no other has tried it.
     """
 
     __tablename__ = "outbox"
@@ -57,6 +65,7 @@ class OutboxJob(Base):
     ordering_key: Mapped[str | None] = mapped_column(String(255))
     tries: Mapped[int] = mapped_column(default=0)
     due_at: Mapped[datetime | None] = mapped_column(index=True)
+    refused_since: Mapped[datetime | None]
     created_at: Mapped[datetime]
     done_at: Mapped[datetime | None] = mapped_column(index=True)
 
@@ -79,6 +88,27 @@ class Ticket:
 
 class SupersededError(Exception):
     """Another worker has taken the job over; what this one did must be rolled back."""
+
+
+def job_id(name: str, id_: UUID) -> str:
+    """The id of the one job of this name for the row with this id."""
+    return f"{name}:{id_.hex}"
+
+
+def job_id_column(name: str, id_: SQLColumnExpression[UUID]) -> ColumnElement[str]:
+    """The same for the rows of a query."""
+    # Databases differ in the dashes.
+    return literal(f"{name}:") + func.replace(cast(id_, String), "-", "")
+
+
+def has_job(job_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether there is a job with this id, waiting, running or done."""
+    return exists().where(OutboxJob.job_id == job_id)
+
+
+def has_unfinished_job(job_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Whether there is a job with this id that waits or runs."""
+    return exists().where(OutboxJob.job_id == job_id, OutboxJob.due_at.is_not(None))
 
 
 async def add(
@@ -178,16 +208,21 @@ async def begin_try(session: AsyncSession, ticket: Ticket, lease: timedelta) -> 
 
 
 async def keep(session: AsyncSession, tickets: Sequence[Ticket], lease: timedelta) -> None:
-    """Say that these are still being worked on."""
+    """Say that these are still being worked on.
+
+    One that has just been postponed beyond the lease stays so; for less, it may wait for a lease.
+    """
+    until = datetime.now(UTC) + lease
     await session.execute(
         update(OutboxJob)
         .where(
             tuple_(OutboxJob.id, OutboxJob.tries).in_(
                 [(ticket.id, ticket.tries) for ticket in tickets]
             ),
-            OutboxJob.due_at.is_not(None),
+            # The try may have ended since its holder was asked; null once the job is done.
+            OutboxJob.due_at < until,
         )
-        .values(due_at=datetime.now(UTC) + lease)
+        .values(due_at=until)
         .execution_options(synchronize_session=False)
     )
 
@@ -207,7 +242,20 @@ async def postpone(session: AsyncSession, ticket: Ticket, delay: timedelta) -> N
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, due_at=datetime.now(UTC) + delay)
+    await _change(session, ticket, due_at=datetime.now(UTC) + delay, refused_since=None)
+
+
+async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
+    """Undo `begin_try` and offer the job again later: it is one of another release.
+
+    Raises:
+        SupersededError: as for `finish`.
+    """
+    now = datetime.now(UTC)
+    since = func.coalesce(OutboxJob.refused_since, literal(now, OutboxJob.refused_since.type))
+    await _change(
+        session, ticket, tries=OutboxJob.tries - 1, due_at=now + delay, refused_since=since
+    )
 
 
 async def give_back(session: AsyncSession, ticket: Ticket) -> None:

@@ -11,7 +11,7 @@ import asyncpg  # type: ignore[import-untyped]
 import structlog
 from anyio import CancelScope
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, BigInteger, event, text
+from sqlalchemy import AdaptedConnection, BigInteger, Index, event, text
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -312,6 +312,11 @@ def is_unique_violation(error: IntegrityError, constraint: str | None = None) ->
     return getattr(cause, "sqlstate", None) == _UNIQUE_VIOLATION and (
         constraint is None or getattr(cause, "constraint_name", None) == constraint
     )
+
+
+def partial_unique_index(name: str, *columns: str, where: str) -> Index:
+    """Make an index of the rows for which a condition holds, each different in the columns."""
+    return Index(name, *columns, unique=True, postgresql_where=text(where))
 
 
 async def warn_if_over_budget(engine: AsyncEngine, settings: DatabaseSettings) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, cast
 
 import aiosqlite
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, Connection, Integer, event, text
+from sqlalchemy import AdaptedConnection, Connection, Index, Integer, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -212,6 +212,11 @@ def is_unique_violation(error: IntegrityError, constraint: str | None = None) ->
     if code == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY:
         return constraint == f"pk_{table}"
     return constraint.partition("_")[2] == "_".join([table, *columns])
+
+
+def partial_unique_index(name: str, *columns: str, where: str) -> Index:
+    """Make an index of the rows for which a condition holds, each different in the columns."""
+    return Index(name, *columns, unique=True, sqlite_where=text(where))
 
 
 async def warn_if_over_budget(engine: AsyncEngine, settings: DatabaseSettings) -> None:

@@ -5,17 +5,21 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.core import dead_letters
+from app.core import outbox
+from app.core.dead_letters import has_dead_letter
 from app.core.events import EventBus
 from app.core.jobs import JobContext, Tick, job, periodic
 from app.core.threads import offload
 from app.orders.events import OrderPlaced
+from app.orders.models import Order
 from app.orders.receipt import render_receipt
 from app.orders.service import OrderConfirmation
 
 # By then a worker has had its turn, unless there is no job.
 _LEFT_BEHIND = timedelta(minutes=5)
 _BATCH = 100
+# What comes late to a service that had no jobs before needs some runs.
+_BATCHES = 50
 
 
 @job(name="orders.confirm", payload=OrderPlaced, timeout_seconds=10)
@@ -30,18 +34,19 @@ async def confirm_order(order: OrderPlaced, context: JobContext) -> None:
 @periodic(name="orders.adopt_left_behind", minutes=range(0, 60, 5))
 async def adopt_left_behind(_: Tick, context: JobContext) -> None:
     """Hand over orders that have no job, such as those placed before the service had any."""
+    job_id = outbox.job_id_column(confirm_order.name, Order.id)
+    # One that fails for good must not become a dead letter again and again.
+    without_job = ~outbox.has_job(job_id) & ~has_dead_letter(job_id)
     after_id: UUID | None = None
-    while True:
-        async with context.database.transaction() as session:
+    for _batch in range(_BATCHES):
+        # Mostly there are none, which costs neither locks nor a write.
+        async with context.database.read_only() as session:
             batch = await OrderConfirmation(session).list_left_behind(
-                age=_LEFT_BEHIND, after_id=after_id, limit=_BATCH
+                without_job, age=_LEFT_BEHIND, after_id=after_id, limit=_BATCH
             )
-            ids = [_job_id(placed) for placed in batch]
-            given_up = await dead_letters.find_job_ids(session, ids)
+        async with context.database.transaction() as session:
             for placed in batch:
-                # Or one that fails for good would become a dead letter again and again.
-                if _job_id(placed) not in given_up:
-                    await enqueue_confirmation(placed, session)
+                await enqueue_confirmation(placed, session)
         if len(batch) < _BATCH:
             return
         after_id = batch[-1].order_id
@@ -53,13 +58,9 @@ async def enqueue_confirmation(event: OrderPlaced, session: AsyncSession) -> Non
         session,
         event,
         # An order is confirmed once, however often it is announced.
-        job_id=_job_id(event),
+        job_id=outbox.job_id(confirm_order.name, event.order_id),
         ordering_key=f"order:{event.order_id}",
     )
-
-
-def _job_id(event: OrderPlaced) -> str:
-    return f"orders.confirm:{event.order_id}"
 
 
 def subscribe(events: EventBus) -> None:

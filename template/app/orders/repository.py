@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
@@ -61,12 +61,19 @@ class AnyOwnerOrderRepository:
         )
 
     async def list_placed(
-        self, *, before: datetime, after_id: UUID | None, limit: int
+        self, *only: ColumnElement[bool], before: datetime, after_id: UUID | None, limit: int
     ) -> Sequence[Order]:
-        """Return orders with their lines that have been placed before then and still are."""
+        """Return orders with their lines that have been placed before then and still are.
+
+        Args:
+            only: Further conditions.
+            before: When they were placed at the latest.
+            after_id: The last order of the page before.
+            limit: The size of a page.
+        """
         query = (
             select(Order)
-            .where(Order.status == OrderStatus.PLACED, Order.created_at < before)
+            .where(Order.status == OrderStatus.PLACED, Order.created_at < before, *only)
             .options(selectinload(Order.lines))
             .order_by(Order.id)
             .limit(limit)

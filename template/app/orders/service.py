@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import structlog
+from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm.exc import StaleDataError
 
@@ -106,17 +107,20 @@ class OrderConfirmation:
         self._orders = AnyOwnerOrderRepository(session)
 
     async def list_left_behind(
-        self, *, age: timedelta, after_id: UUID | None, limit: int
+        self, *only: ColumnElement[bool], age: timedelta, after_id: UUID | None, limit: int
     ) -> list[OrderPlaced]:
         """Return again what was placed longer than `age` ago and is still not confirmed.
 
         Args:
+            only: Further conditions on the orders.
             age: How long a confirmation may take before it counts as lost.
             after_id: The last order of the batch before.
             limit: The size of a batch.
         """
         before = datetime.now(UTC) - age
-        orders = await self._orders.list_placed(before=before, after_id=after_id, limit=limit)
+        orders = await self._orders.list_placed(
+            *only, before=before, after_id=after_id, limit=limit
+        )
         return [_placed(order) for order in orders]
 
     async def confirm(self, order_id: UUID, receipt: bytes, *, skip_locked: bool = False) -> None:

@@ -7,12 +7,13 @@ from typing import Any
 import httpx2
 import pytest
 import structlog
+from sqlalchemy import update
 
 from app.core import dead_letters, outbox
 from app.core.database import Database
 from app.core.job_runner import JobRunner
-from app.core.jobs import Job, JobContext, JobRegistry, RetryPolicy, job
-from app.core.outbox import SupersededError, Ticket
+from app.core.jobs import Job, JobContext, JobRegistry, job
+from app.core.outbox import OutboxJob, SupersededError, Ticket
 from app.settings import Settings
 from tests.fixtures.jobs import Jobs, eventually
 from tests.jobs import definitions
@@ -32,13 +33,12 @@ class Trial:
         del known[definitions.of_the_next_release.name]
         database, client = self.jobs.database, httpx2.AsyncClient()
         registry = JobRegistry(known, ())
-        unknown = RetryPolicy(max_tries=2)
         settings = self.settings.model_copy(update=changes)
-        return JobRunner(registry, database, client, settings, unknown=unknown)
+        return JobRunner(registry, database, client, settings)
 
-    async def run_all(self, *more: Job[Any]) -> None:
+    async def run_all(self, *more: Job[Any], **changes: Any) -> None:
         """Try every job of the outbox once more, however long it should wait."""
-        runner = self.runner(*more)
+        runner = self.runner(*more, **changes)
         for row in await self.jobs.rows():
             await runner.run(Ticket(row.id, row.tries))
 
@@ -87,7 +87,6 @@ async def test_a_named_error_is_retried_until_the_tries_are_used_up(
     [
         (definitions.bug, "ZeroDivisionError", 1),
         (definitions.too_slow, "TimeoutError", 3),
-        (definitions.of_the_next_release, "UnknownJobError: there is no job", 2),
     ],
 )
 async def test_what_becomes_a_dead_letter_and_after_how_many_tries(
@@ -112,7 +111,7 @@ async def test_what_becomes_a_dead_letter_and_after_how_many_tries(
         ({"file": "notes", "text": 1}, "text: Input should be a valid string"),
     ],
 )
-async def test_a_payload_of_another_release_ends_in_the_dead_letters(
+async def test_a_payload_of_another_release_waits_for_its_workers_then_is_a_dead_letter(
     jobs: Jobs, trial: Trial, payload: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
     async with jobs.database.transaction() as session:
@@ -124,13 +123,103 @@ async def test_a_payload_of_another_release_ends_in_the_dead_letters(
             due_at=datetime.now(UTC),
         )
     await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
-    for _ in range(QUICKLY.max_tries):
+    for _ in range(QUICKLY.max_tries + 1):
         await trial.run_all()
+    assert not await jobs.letters()
+
+    await trial.run_all(JOB_ROLLOUT_SECONDS=0)
 
     [letter] = await jobs.letters()
     assert letter.error == f"PayloadMismatchError: {problem}"
     assert letter.payload == payload
     assert notes(tmp_path / "notes") == ["done"]
+
+
+async def test_a_job_of_the_next_release_keeps_all_its_tries_for_the_worker_that_knows_it(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    tries: list[int] = []
+
+    async def fail(_: Note, context: JobContext) -> None:
+        tries.append(context.tries)
+        raise ValueError
+
+    new = job(name="tests.new", payload=Note, retry_on=(ValueError,), retry=QUICKLY)(fail)
+    await jobs.enqueue(new, Note(file=tmp_path / "notes"))
+    for _ in range(QUICKLY.max_tries + 1):
+        await trial.run_all()
+    [waiting] = await jobs.rows()
+    await trial.run_all(new)
+    [tried] = await jobs.rows()
+    # An old worker again, which must not count on from when it saw the job first.
+    await trial.run_all()
+    [waiting_again] = await jobs.rows()
+    for _ in range(QUICKLY.max_tries - 1):
+        await trial.run_all(new)
+
+    assert (waiting.tries, tried.tries, waiting_again.tries) == (0, 1, 1)
+    assert waiting.refused_since is not None
+    assert tried.refused_since is None
+    assert waiting_again.refused_since is not None
+    assert waiting_again.refused_since > waiting.refused_since
+    assert tries == [1, 2, 3]
+    [letter] = await jobs.letters()
+    assert letter.error == "ValueError"
+
+
+async def refused(jobs: Jobs, seconds_ago: int) -> None:
+    """Make it that long ago that all jobs were refused first."""
+    since = datetime.now(UTC) - timedelta(seconds=seconds_ago)
+    async with jobs.database.transaction() as session:
+        await session.execute(update(OutboxJob).values(refused_since=since))
+
+
+@pytest.mark.parametrize(("waited", "most"), [(0, 1), (10, 10), (3000, 60)])
+async def test_a_job_of_another_release_is_offered_again_after_about_what_it_has_waited(
+    jobs: Jobs, trial: Trial, waited: int, most: int, tmp_path: Path
+) -> None:
+    await jobs.enqueue(definitions.of_the_next_release, Note(file=tmp_path / "notes"))
+    await refused(jobs, waited)
+    before = datetime.now(UTC)
+    await trial.run_all()
+    took = datetime.now(UTC) - before
+
+    [row] = await jobs.rows()
+    assert row.due_at is not None
+    assert timedelta(seconds=most / 2) <= row.due_at - before
+    assert row.due_at - before <= timedelta(seconds=most) + 2 * took
+
+
+async def test_a_job_that_no_release_knows_becomes_a_dead_letter_after_an_hour(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    await jobs.enqueue(definitions.of_the_next_release, Note(file=tmp_path / "notes"))
+    await refused(jobs, 3000)
+    await trial.run_all()
+    assert not await jobs.letters()
+    await refused(jobs, 3601)
+    await trial.run_all()
+
+    [letter] = await jobs.letters()
+    assert letter.error == "UnknownJobError: there is no job 'tests.of_the_next_release'"
+
+
+async def test_what_waits_for_a_job_of_the_next_release_keeps_its_turn(
+    jobs: Jobs, trial: Trial, database: Database, tmp_path: Path
+) -> None:
+    for definition in (definitions.of_the_next_release, definitions.note):
+        await jobs.enqueue(definition, Note(file=tmp_path / "notes"), ordering_key="one")
+    [first, second] = await jobs.rows()
+
+    async def take() -> list[Ticket]:
+        async with database.transaction() as session:
+            return list(await outbox.take_due(session, 9, timedelta(seconds=9)))
+
+    assert await take() == [Ticket(first.id, 0)]
+    await trial.runner().run(Ticket(first.id, 0))
+    assert await take() == []
+    await trial.runner(JOB_ROLLOUT_SECONDS=0).run(Ticket(first.id, 0))
+    assert await take() == [Ticket(second.id, 0)]
 
 
 async def test_the_effects_of_a_worker_that_was_overtaken_are_rolled_back(

@@ -127,6 +127,7 @@ async def test_only_the_holder_of_the_current_try_can_change_a_job(
         outbox.finish,
         outbox.give_back,
         partial(outbox.postpone, delay=LEASE),
+        partial(outbox.refuse, delay=LEASE),
     ]
     for change in changes:
         with pytest.raises(SupersededError):
@@ -155,6 +156,21 @@ async def test_the_leases_of_many_jobs_are_kept_but_not_of_those_that_someone_el
 
     changed = [row.id for row in await jobs.rows() if row.due_at != before[row.id]]
     assert changed == [mine]
+
+
+async def test_a_lease_that_is_kept_too_late_does_not_hasten_what_was_postponed(
+    jobs: Jobs, database: Database, payload: Note
+) -> None:
+    await jobs.enqueue(note, payload)
+    [ticket] = await take(database)
+    async with database.transaction() as session:
+        await outbox.postpone(session, ticket, 60 * LEASE)
+    [postponed] = await jobs.rows()
+
+    async with database.transaction() as session:
+        await outbox.keep(session, [ticket], LEASE)
+
+    assert [row.due_at for row in await jobs.rows()] == [postponed.due_at]
 
 
 async def test_only_what_was_done_long_ago_is_purged(

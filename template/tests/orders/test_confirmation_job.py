@@ -6,18 +6,22 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import anyio
 import httpx2
+import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import undefer
 
 from app.core.database import Database
 from app.core.jobs import JobContext, Tick
+from app.orders import jobs as order_jobs
 from app.orders.events import OrderPlaced
 from app.orders.jobs import adopt_left_behind, confirm_order, enqueue_confirmation
 from app.orders.models import Order, OrderStatus
+from app.orders.service import OrderConfirmation
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
@@ -80,29 +84,65 @@ async def test_a_confirmation_that_is_repeated_changes_nothing(
     assert len(await jobs.rows()) == 2
 
 
+async def make_old(database: Database, but: UUID | None = None) -> None:
+    """Let orders have been placed six minutes ago, all but one."""
+    async with database.transaction() as session:
+        long_ago = datetime.now(UTC) - timedelta(minutes=6)
+        await session.execute(update(Order).where(Order.id != but).values(created_at=long_ago))
+
+
+async def adopt(database: Database, settings: Settings) -> None:
+    """Do once what comes with the clock."""
+    async with httpx2.AsyncClient() as http_client, database.transaction() as session:
+        context = JobContext("1", 1, session, database, http_client, settings)
+        await adopt_left_behind.job.handler(Tick(scheduled_for=datetime.now(UTC)), context)
+
+
 async def test_orders_without_a_job_are_handed_over_once(
     database: Database, jobs: Jobs, orders: OrderFactory, settings: Settings
 ) -> None:
     """They were placed before the service had jobs, which is when a feature is switched on."""
     placed = await orders.placed(105)
     fresh, given_up, old = placed[0], placed[1], placed[2:]
-    await jobs.a_dead_letter(job_id=f"orders.confirm:{given_up.id}")
-    async with database.transaction() as session:
-        await session.execute(
-            update(Order)
-            .where(Order.id != fresh.id)
-            .values(created_at=datetime.now(UTC) - timedelta(minutes=6))
-        )
-    async with httpx2.AsyncClient() as http_client:
-        for number in range(2):
-            async with database.transaction() as session:
-                context = JobContext("1", number, session, database, http_client, settings)
-                tick = Tick(scheduled_for=datetime.now(UTC))
-                await adopt_left_behind.job.handler(tick, context)
+    await jobs.a_dead_letter(job_id=f"orders.confirm:{given_up.id.hex}")
+    await make_old(database, but=fresh.id)
+    for _ in range(2):
+        await adopt(database, settings)
 
     handed_over = {row.payload["order_id"] for row in await jobs.rows()}
     assert handed_over == {str(order.id) for order in old}
     assert len(await jobs.rows()) == len(old)
+
+
+async def test_a_backlog_is_handed_over_in_parts_and_what_has_a_job_is_not_read_again(
+    database: Database,
+    jobs: Jobs,
+    orders: OrderFactory,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(order_jobs, "_BATCH", 2)
+    monkeypatch.setattr(order_jobs, "_BATCHES", 2)
+    old = await orders.placed(9)
+    await make_old(database)
+    handed_over: list[list[str]] = []
+    read: list[UUID] = []
+    list_left_behind = OrderConfirmation.list_left_behind
+
+    async def spy(*args: Any, **options: Any) -> list[OrderPlaced]:
+        batch = await list_left_behind(*args, **options)
+        read.extend(placed.order_id for placed in batch)
+        return batch
+
+    monkeypatch.setattr(OrderConfirmation, "list_left_behind", spy)
+
+    for _ in range(4):
+        await adopt(database, settings)
+        handed_over.append([row.payload["order_id"] for row in await jobs.rows()])
+
+    ids = [str(order.id) for order in old]
+    assert handed_over == [ids[:4], ids[:8], ids, ids]
+    assert read == [order.id for order in old]
 
 
 async def test_every_committed_order_is_confirmed_once_however_processes_are_killed(

@@ -3,9 +3,17 @@
 import structlog
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core import outbox
 from app.core.events import EventBus
 from app.core.jobs import JobContext, RetryPolicy, Tick, job, periodic
-from app.orders.exports.service import ExportMaker, ExportRequested, delete_old, mark_failed
+from app.orders.exports.models import OrderExport
+from app.orders.exports.service import (
+    ExportMaker,
+    ExportRequested,
+    delete_old,
+    fail_lost,
+    mark_failed,
+)
 
 logger = structlog.get_logger(__name__)
 
@@ -30,6 +38,13 @@ async def give_up_export(request: ExportRequested, session: AsyncSession) -> Non
     await mark_failed(session, request.export_id)
 
 
+@periodic(name="orders.fail_lost_exports", minutes=range(0, 60, 5))
+async def fail_lost_exports(_: Tick, context: JobContext) -> None:
+    """Give up what `give_up_export` was not told of, such as a job whose payload did not fit."""
+    job_id = outbox.job_id_column(make_export.name, OrderExport.id)
+    await fail_lost(context.session, outbox.has_unfinished_job(job_id))
+
+
 @periodic(name="orders.delete_old_exports", minutes=[43])
 async def delete_old_exports(_: Tick, context: JobContext) -> None:
     """Delete the files that have been kept long enough."""
@@ -39,7 +54,9 @@ async def delete_old_exports(_: Tick, context: JobContext) -> None:
 
 async def enqueue_export(event: ExportRequested, session: AsyncSession) -> None:
     """Hand over the making of a file together with its record."""
-    await make_export.enqueue(session, event, job_id=f"orders.export:{event.export_id}")
+    await make_export.enqueue(
+        session, event, job_id=outbox.job_id(make_export.name, event.export_id)
+    )
 
 
 def subscribe(events: EventBus) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Enum, ForeignKey, Index, LargeBinary, String
 from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
-from app.core.database import Base
+from app.core.database import Base, partial_unique_index
 
 
 class ExportStatus(StrEnum):
@@ -42,7 +42,11 @@ class OrderExport(Base):
     created_at: Mapped[datetime] = mapped_column(index=True)
     finished_at: Mapped[datetime | None]
 
-    __table_args__ = (Index(None, "owner_id", "id"),)
+    __table_args__ = (
+        Index(None, "owner_id", "id"),
+        # Of one owner's, one is pending at a time.
+        partial_unique_index("uq_order_exports_owner_id", "owner_id", where="status = 'pending'"),
+    )
 
 
 class OrderExportChunk(Base):

@@ -1,15 +1,17 @@
 """Every query on exports."""
 
-from collections.abc import AsyncIterator, Iterable
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
+from app.core.database import is_unique_violation
 from app.core.pagination import PageParams, Slice, fetch_slice
-from app.orders.exports.models import OrderExport, OrderExportChunk
+from app.orders.exports.models import ExportStatus, OrderExport, OrderExportChunk
 from app.orders.models import Order
 
 _ORDERS_AT_ONCE = 500
@@ -32,10 +34,32 @@ class ExportRepository:
         """Return a page of exports, newest first."""
         return await fetch_slice(self._session, self._mine, page)
 
-    async def add(self, export: OrderExport) -> None:
-        """Insert a new export."""
-        self._session.add(export)
-        await self._session.flush()
+    async def get_pending(self) -> OrderExport | None:
+        """Return the one that is not made yet, if there is one."""
+        return await self._session.scalar(
+            self._mine.where(OrderExport.status == ExportStatus.PENDING)
+        )
+
+    async def add(self, export: OrderExport) -> bool:
+        """Insert a pending export; `False` when there is one already, which others see by now."""
+        try:
+            # The savepoint keeps the transaction usable.
+            async with self._session.begin_nested():
+                self._session.add(export)
+        except IntegrityError as error:
+            if is_unique_violation(error, "uq_order_exports_owner_id"):
+                return False
+            raise
+        return True
+
+    async def delete_all_but_newest(self, count: int) -> None:
+        """Delete the older exports with their files."""
+        older = self._mine.with_only_columns(OrderExport.id).order_by(OrderExport.id.desc())
+        await self._session.execute(
+            delete(OrderExport)
+            .where(OrderExport.id.in_(older.offset(count)))
+            .execution_options(synchronize_session=False)
+        )
 
 
 class ExportContentRepository:
@@ -82,6 +106,17 @@ class ExportContentRepository:
             )
         )
 
+    async def fail_pending(self, only: ColumnElement[bool]) -> Sequence[UUID]:
+        """Mark the pending exports that meet the condition as failed; returns their ids."""
+        failed = await self._session.scalars(
+            update(OrderExport)
+            .where(OrderExport.status == ExportStatus.PENDING, only)
+            .values(status=ExportStatus.FAILED, finished_at=datetime.now(UTC))
+            .returning(OrderExport.id)
+            .execution_options(synchronize_session=False)
+        )
+        return failed.all()
+
     async def delete_before(self, moment: datetime) -> int:
         """Delete some of the exports that are older; returns how many."""
         old = (
@@ -101,3 +136,6 @@ class ExportContentRepository:
 
 KEPT_FOR = timedelta(days=7)
 """How long a file can be fetched."""
+
+KEPT_PER_OWNER = 10
+"""How many exports an owner has at most; older ones are deleted when another is requested."""

@@ -34,7 +34,10 @@ _LOCATION: dict[str, Any] = {
     responses={202: {"headers": _LOCATION}, **responses(409)},
 )
 async def request_export(exports: ExportsDep, idempotency: IdempotencyDep) -> Response:
-    """Have a CSV file of all your orders made in the background."""
+    """Have a CSV file of all your orders made in the background.
+
+    While one is pending, that one is the answer. Your ten newest exports are kept, for seven days.
+    """
 
     async def accept() -> Response:
         export = await exports.request()

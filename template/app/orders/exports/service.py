@@ -7,6 +7,7 @@ from typing import IO, ClassVar
 from uuid import UUID
 
 import structlog
+from sqlalchemy import ColumnElement
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
@@ -18,6 +19,7 @@ from app.orders.exports.exceptions import ExportNotFoundError, ExportNotReadyErr
 from app.orders.exports.models import ExportStatus, OrderExport
 from app.orders.exports.repository import (
     KEPT_FOR,
+    KEPT_PER_OWNER,
     ExportContentRepository,
     ExportRepository,
 )
@@ -46,15 +48,26 @@ class ExportService:
         self._exports = ExportRepository(session, principal.id)
 
     async def request(self) -> OrderExport:
-        """Create an export; a worker makes its file after the commit."""
+        """Return the principal's pending export, or create one and delete the oldest.
+
+        A worker makes its file after the commit.
+        """
+        export = await self._exports.get_pending()
+        while export is None:
+            # Again only if what another request has just added is ready by now.
+            export = await self._create() or await self._exports.get_pending()
+        return export
+
+    async def _create(self) -> OrderExport | None:
         export = OrderExport(
             owner_id=self._principal.id,
             status=ExportStatus.PENDING,
             created_at=datetime.now(UTC),
         )
-        await self._exports.add(export)
-        event = ExportRequested(export_id=export.id, owner_id=export.owner_id)
-        record(self._session, event)
+        if not await self._exports.add(export):
+            return None
+        await self._exports.delete_all_but_newest(KEPT_PER_OWNER)
+        record(self._session, ExportRequested(export_id=export.id, owner_id=export.owner_id))
         return export
 
     async def get(self, export_id: UUID) -> OrderExport:
@@ -122,6 +135,17 @@ async def mark_failed(session: AsyncSession, export_id: UUID) -> None:
     if export is not None:
         export.status = ExportStatus.FAILED
         export.finished_at = datetime.now(UTC)
+
+
+async def fail_lost(session: AsyncSession, has_job: ColumnElement[bool]) -> None:
+    """Mark pending exports as failed that nobody makes, so that their owners can have others.
+
+    Args:
+        session: A transaction that can write.
+        has_job: The condition for an export to have a job that waits or runs.
+    """
+    for export_id in await ExportContentRepository(session).fail_pending(only=~has_job):
+        logger.warning("order_export_lost", export_id=str(export_id))
 
 
 async def delete_old(database: Database) -> int:

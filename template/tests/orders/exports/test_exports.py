@@ -6,13 +6,15 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
+import anyio
 import httpx2
 import pytest
 from sqlalchemy import func, select
 
+from app.core import dead_letters, outbox
 from app.core.database import Database
 from app.core.job_runner import JobRunner
-from app.core.jobs import JobRegistry
+from app.core.jobs import JobContext, JobRegistry, Tick
 from app.core.outbox import Ticket
 from app.orders.exports import jobs as export_jobs
 from app.orders.exports import repository, service
@@ -32,6 +34,17 @@ async def make(jobs: Jobs, settings: Settings) -> None:
         runner = JobRunner(registry, jobs.database, client, settings)
         for row in await jobs.rows():
             await runner.run(Ticket(row.id, row.tries))
+
+
+async def several(
+    count: int, client: httpx2.AsyncClient, jobs: Jobs, settings: Settings
+) -> list[str]:
+    """Have exports made one after the other; their ids."""
+    ids = []
+    for _ in range(count):
+        ids.append((await client.post(PATH)).json()["id"])
+        await make(jobs, settings)
+    return ids
 
 
 def parse(response: httpx2.Response) -> list[dict[str, str]]:
@@ -182,6 +195,83 @@ async def test_the_owner_of_an_export_that_fails_is_told(
     assert len(await jobs.letters()) == 1
 
 
+async def test_a_request_while_one_is_pending_is_answered_with_that_one(
+    client: httpx2.AsyncClient, jobs: Jobs, settings: Settings, act_as_header: str
+) -> None:
+    first, second = await client.post(PATH), await client.post(PATH)
+    other = await client.post(PATH, headers={act_as_header: "eve"})
+    assert (second.status_code, second.json()) == (202, first.json())
+    assert second.headers["location"] == first.headers["location"]
+    assert other.json()["id"] != first.json()["id"]
+    assert len(await jobs.rows()) == 2
+
+    await make(jobs, settings)
+    assert (await client.post(PATH)).json()["id"] != first.json()["id"]
+
+
+async def test_of_simultaneous_requests_one_starts_an_export(
+    client: httpx2.AsyncClient, jobs: Jobs
+) -> None:
+    ids: list[str] = []
+
+    async def request() -> None:
+        answer = await client.post(PATH)
+        assert answer.status_code == 202, answer.text
+        ids.append(answer.json()["id"])
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(request)
+
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+    assert len(await jobs.rows()) == 1
+
+
+async def test_an_owner_keeps_the_newest_exports_only(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    settings: Settings,
+    act_as_header: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "KEPT_PER_OWNER", 2)
+    eve = (await client.post(PATH, headers={act_as_header: "eve"})).headers["location"]
+    made = await several(4, client, jobs, settings)
+
+    listed = (await client.get(PATH)).json()["items"]
+    assert [item["id"] for item in listed] == made[:1:-1]
+    assert (await client.get(eve, headers={act_as_header: "eve"})).status_code == 200
+    async with jobs.database.read_only() as session:
+        assert await session.scalar(select(func.count()).select_from(OrderExportChunk)) == 3
+
+
+@pytest.mark.parametrize("end", ["dead letter", "vanished"])
+async def test_an_export_whose_job_ended_without_a_word_fails_and_makes_room_for_another(
+    client: httpx2.AsyncClient, jobs: Jobs, settings: Settings, act_as_header: str, end: str
+) -> None:
+    [ready] = await several(1, client, jobs, settings)
+    pending = (await client.post(PATH, headers={act_as_header: "eve"})).headers["location"]
+    lost = (await client.post(PATH)).headers["location"]
+    row = (await jobs.rows())[-1]
+    async with jobs.database.transaction() as session:
+        if end == "dead letter":
+            await dead_letters.bury(session, row, "PayloadMismatchError", "")
+        else:
+            await outbox.remove(session, Ticket(row.id, row.tries))
+    async with httpx2.AsyncClient() as http_client, jobs.database.transaction() as session:
+        context = JobContext("1", 1, session, jobs.database, http_client, settings)
+        await export_jobs.fail_lost_exports.job.handler(
+            Tick(scheduled_for=datetime.now(UTC)), context
+        )
+
+    assert (await client.get(lost)).json()["status"] == "failed"
+    assert (await client.get(f"{PATH}/{ready}")).json()["status"] == "ready"
+    eve = await client.get(pending, headers={act_as_header: "eve"})
+    assert eve.json()["status"] == "pending"
+    assert (await client.post(PATH)).headers["location"] != lost
+
+
 async def test_a_repeated_request_with_one_key_makes_one_export(
     client: httpx2.AsyncClient, jobs: Jobs
 ) -> None:
@@ -192,8 +282,10 @@ async def test_a_repeated_request_with_one_key_makes_one_export(
     assert len(await jobs.rows()) == 1
 
 
-async def test_exports_are_listed_newest_first_page_by_page(client: httpx2.AsyncClient) -> None:
-    made = [(await client.post(PATH)).json()["id"] for _ in range(3)]
+async def test_exports_are_listed_newest_first_page_by_page(
+    client: httpx2.AsyncClient, jobs: Jobs, settings: Settings
+) -> None:
+    made = await several(3, client, jobs, settings)
 
     first = (await client.get(PATH, params={"limit": 2})).json()
     second = (await client.get(PATH, params={"limit": 2, "cursor": first["next_cursor"]})).json()
@@ -214,8 +306,7 @@ async def test_old_exports_are_deleted_with_their_files(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(repository, "_EXPORTS_AT_ONCE", 2)
-    ids = [UUID((await client.post(PATH)).json()["id"]) for _ in range(6)]
-    await make(jobs, settings)
+    ids = [UUID(id_) for id_ in await several(6, client, jobs, settings)]
     async with database.transaction() as session:
         for id_ in ids[:5]:
             export = await session.get_one(OrderExport, id_)

@@ -1,4 +1,4 @@
-"""Dead letters on the command line: list, show, retry and discard the jobs that were given up."""
+"""The jobs that were given up, from the command line: `python -m app.dead_letters list`."""
 
 import argparse
 import asyncio
@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NoReturn
 from uuid import UUID
 
 from app.core import dead_letters
@@ -14,6 +14,7 @@ from app.core.background import BackgroundRunner
 from app.core.database import Database
 from app.core.dead_letters import DeadLetter
 from app.core.events import EventBus
+from app.core.jobs import JobRegistry, PayloadMismatchError
 from app.settings import InvalidSettingsError, load_settings
 
 _LISTED = 100
@@ -21,7 +22,11 @@ _ERROR_WIDTH = 60
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one of the commands on the database that the environment names."""
+    """List, show, retry or discard dead letters in the database that the environment names.
+
+    Raises:
+        SystemExit: with what is wrong with the environment, or with what was asked for.
+    """
     options = _parser().parse_args(arguments)
     try:
         settings = load_settings()
@@ -39,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="just jobs", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m app.dead_letters", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="the dead letters, oldest first")
     listing.add_argument("--name", help="only jobs of this name")
@@ -62,19 +67,24 @@ def _parser() -> argparse.ArgumentParser:
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"is no JSON ({error})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is no JSON object")
     return value
 
 
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"{name} is only Python's"
+    raise ValueError(message)
+
+
 async def _list(database: Database, options: argparse.Namespace) -> None:
     async with database.read_only() as session:
         letters = await dead_letters.find(session, name=options.name, limit=_LISTED + 1)
     if not letters:
-        print("No dead letters.")
+        _say("No dead letters.")
         return
     rows = [
         (
@@ -88,7 +98,7 @@ async def _list(database: Database, options: argparse.Namespace) -> None:
     ]
     _print_table(("ID", "JOB", "TRIES", "FAILED AT (UTC)", "ERROR"), rows)
     if len(letters) > _LISTED:
-        print(f"... and more; these are the oldest {_LISTED}.")
+        _say(f"... and more; these are the oldest {_LISTED}.")
 
 
 async def _show(database: Database, options: argparse.Namespace) -> None:
@@ -108,9 +118,9 @@ async def _show(database: Database, options: argparse.Namespace) -> None:
     }
     width = max(map(len, fields))
     for name, value in fields.items():
-        print(f"{name:<{width}}  {value}")
-    print(f"\nPayload\n{json.dumps(letter.payload, indent=2, ensure_ascii=False)}")
-    print(f"\n{letter.traceback}", end="")
+        _say(f"{name:<{width}}  {value}")
+    _say(f"\nPayload\n{json.dumps(letter.payload, indent=2, ensure_ascii=False)}")
+    _say(f"\n{letter.traceback}".rstrip())
 
 
 async def _retry(database: Database, options: argparse.Namespace) -> None:
@@ -121,10 +131,26 @@ async def _retry(database: Database, options: argparse.Namespace) -> None:
         # One by one: there may be more than fit into memory, and locks are held for a moment only.
         async with database.transaction() as session:
             letter = await dead_letters.get_locked(session, id_)
+            if letter and options.payload is not None:
+                _check(letter, options.payload)
             again = letter and await dead_letters.retry(session, letter, options.payload)
         if letter:
             outcome = "handed over" if again else "is under way already"
-            print(f"{_short(letter.id)}  {letter.name}: {outcome}")
+            _say(f"{_short(letter.id)}  {letter.name}: {outcome}")
+
+
+def _check(letter: DeadLetter, payload: dict[str, Any]) -> None:
+    # Only where needed, as this loads the whole service.
+    from app.worker_lifespan import job_modules  # noqa: PLC0415
+
+    definition = JobRegistry.of(job_modules()).jobs.get(letter.name)
+    try:
+        # One that only another release knows is checked by its workers.
+        if definition is not None:
+            definition.load(payload)
+    except PayloadMismatchError as error:
+        message = f"The payload does not fit {letter.name}: {error}"
+        raise SystemExit(message) from None
 
 
 async def _discard(database: Database, options: argparse.Namespace) -> None:
@@ -133,7 +159,7 @@ async def _discard(database: Database, options: argparse.Namespace) -> None:
             if letter := await dead_letters.get_locked(session, id_):
                 await dead_letters.discard(session, letter)
         if letter:
-            print(f"{_short(id_)}  {letter.name}: discarded")
+            _say(f"{_short(id_)}  {letter.name}: discarded")
 
 
 async def _selected(database: Database, options: argparse.Namespace) -> Sequence[UUID]:
@@ -171,10 +197,23 @@ def _summary(letter: DeadLetter) -> str:
 
 
 def _print_table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    rows = [tuple(map(_printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     for row in (header, *rows):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join(cells).rstrip())
+        _say("  ".join(cells).rstrip())
+
+
+def _say(text: str) -> None:
+    print("\n".join(map(_printable, text.split("\n"))))  # noqa: T201
+
+
+def _printable(text: str) -> str:
+    """Escape what a terminal might obey: errors and payloads hold what strangers have sent."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 _COMMANDS = {"list": _list, "show": _show, "retry": _retry, "discard": _discard}
