@@ -25,6 +25,7 @@ DATABASES = ("postgresql", "sqlite")
 SWITCHES = (
     Switch("redis", "use_redis"),
     Switch("arq", "use_arq", needs="redis"),
+    Switch("jwt", "use_jwt"),
     Switch("example", "include_example"),
 )
 
@@ -50,6 +51,11 @@ class Combination:
         """What to answer to the template's questions."""
         switches = {switch.question: switch.word in self.words for switch in SWITCHES}
         return {"database": self.database, **switches}
+
+    @property
+    def is_extreme(self) -> bool:
+        """Whether everything is on, or nothing."""
+        return len(self.words) in (0, len(SWITCHES))
 
     @property
     def is_valid(self) -> bool:

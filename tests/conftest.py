@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--snapshot-update", action="store_true", help="write tests/snapshots anew")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Three workers for two cores: a third of the time, tests wait for processes and timeouts."""
+    cores = os.cpu_count() or 1
+    return cores + cores // 2
+
+
 # The reporter of the terminal registers itself as late as this.
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
@@ -110,14 +116,16 @@ def rendered(renderer: Renderer) -> Rendered:
 
 
 @pytest.fixture(scope="session")
-def services(renderer: Renderer) -> Callable[[Combination], Service]:
+def services(renderer: Renderer, folder: Path) -> Callable[[Combination], Service]:
     """A render of a combination in which commands can be run."""
     made: dict[Combination, Service] = {}
 
     def get(combination: Combination) -> Service:
         if combination not in made:
             made[combination] = Service(
-                renderer.render(combination.answers), render_command(combination)
+                renderer.render(combination.answers),
+                render_command(combination),
+                types_cache=folder / "mypy",
             )
         return made[combination]
 

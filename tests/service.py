@@ -12,8 +12,17 @@ from xml.etree import ElementTree
 
 TAIL_LINES = 60
 SUITE = ["pytest", "--cov"]
-# What the outer run sets for itself and a service's commands must not see.
-_PRIVATE_PREFIXES = ("COV_", "COVERAGE_", "PYTEST_", "UV_PROJECT", "VIRTUAL_ENV", "PYTHONPATH")
+# What the outer run sets for itself and a service's commands must not see; and what would have
+# each of their dozens of processes compile every module that it imports.
+_PRIVATE_PREFIXES = (
+    "COV_",
+    "COVERAGE_",
+    "PYTEST_",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPATH",
+    "UV_PROJECT",
+    "VIRTUAL_ENV",
+)
 
 
 class CommandFailedError(AssertionError):
@@ -38,10 +47,18 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 class Service:
     """The folder of a render in which commands are run as its team would run them."""
 
-    def __init__(self, folder: Path, render_command: str) -> None:
-        """Use `folder`; `render_command` is how a person renders the same into `../service`."""
+    def __init__(self, folder: Path, render_command: str, types_cache: Path | None = None) -> None:
+        """Use `folder`.
+
+        Args:
+            folder: The render.
+            render_command: How a person renders the same into `../service`.
+            types_cache: What mypy knows of other services: it goes by the content of files, and
+                most are the same. No two may use it at a time; without it, each has its own.
+        """
         self.folder = folder
         self._render_command = render_command
+        self._own = {} if types_cache is None else {"MYPY_CACHE_DIR": str(types_cache)}
         self._is_installed = False
 
     def install(self) -> None:
@@ -74,14 +91,14 @@ class Service:
         else:
             argv = command
         path = os.pathsep.join([str(self.folder / ".venv" / "bin"), os.environ.get("PATH", "")])
-        environment = clean_environment({"PATH": path, **(extra or {})})
+        environment = clean_environment({"PATH": path, **self._own, **(extra or {})})
         status, output = _run(argv, self.folder, environment, timeout_seconds)
         if status != 0:
             raise CommandFailedError(self._explain(command, in_environment, status, output))
         return output
 
-    def run_suite(self, workers: int) -> SuiteResult:
-        """Run the service's own tests with its coverage gate.
+    def run_suite(self, workers: int, *, measured: bool = True) -> SuiteResult:
+        """Run the service's own tests, with its coverage gate if they are to be measured.
 
         Raises:
             CommandFailedError: if one fails or is skipped, or there is none.
@@ -89,7 +106,8 @@ class Service:
         report = self.folder / ".junit.xml"
         # One worker beside the process that waits for it would only cost its start.
         processes = str(workers) if workers > 1 else "0"
-        command = [*SUITE, "-n", processes, f"--junitxml={report.name}", "-q"]
+        suite = SUITE if measured else SUITE[:1]
+        command = [*suite, "-n", processes, f"--junitxml={report.name}", "-q"]
         output = self.run(command)
         result = read_junit(report)
         report.unlink()

@@ -66,6 +66,7 @@ def test_defaults_alone_render_a_service(renderer: Renderer) -> None:
         "project_name": "My Service",
         "project_slug": "my-service",
         "python_version": "3.11",
+        "use_jwt": True,
         "use_redis": False,
     }
 

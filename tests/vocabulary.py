@@ -20,6 +20,21 @@ VOCABULARY = {
         r"just (worker|jobs)",
         r"\bexports?\b",
     ),
+    # Not "token", "password" and "bearer": keys, databases and any 401 have those.
+    "jwt": (
+        "(?<!use_)jwt",
+        "argon2",
+        "pwdlib",
+        "secret_key",
+        "signing.?key",
+        r"(access|refresh).?token",
+        r"\blog(s|ged|ging)? in\b",
+        "log.?out",
+        "create.?admin",
+        "authenticator",
+        r"core[./]security\b",
+        r"(app|tests)[./](auth|users)\b",
+    ),
     "example": (
         r"\borders\b",
         r"\border_(lines?|id|router|service)\b",
@@ -27,16 +42,17 @@ VOCABULARY = {
         r"\bsku\b",
         "unit_price",
         "receipt",
-        "email.validator",
         "customer_email",
     ),
 }
+
+# Of several features: given away where all of them are off.
+SHARED = {frozenset({"example", "jwt"}): ("email.validator", r"core[./]email")}
 
 # Features that do not exist yet: no render may promise them.
 UNKNOWN = (
     r"(?<!without )\bdocker",
     "gunicorn",
-    r"\bjwt\b",
     "kubernetes",
     "opentelemetry",
     "prometheus",
@@ -48,7 +64,9 @@ def forbidden_words(combination: Combination) -> tuple[str, ...]:
     """The regular expressions that must not match in a render of this combination."""
     known = (*DATABASES, *(switch.word for switch in SWITCHES))
     off = [word for word in known if word not in {combination.database, *combination.words}]
-    return (*UNKNOWN, *(pattern for word in off for pattern in VOCABULARY[word]))
+    shared = [SHARED[words] for words in SHARED if words.isdisjoint(combination.words)]
+    own = [VOCABULARY[word] for word in off]
+    return (*UNKNOWN, *(pattern for patterns in (*own, *shared) for pattern in patterns))
 
 
 def leftovers(folder: Path, combination: Combination) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The API as it was agreed on: one snapshot of the OpenAPI schema for each tag."""
+"""The API as it was agreed on: snapshots of the OpenAPI schema for each tag."""
 
 import json
 from collections.abc import Iterator
@@ -11,55 +11,60 @@ from app.main import create_app
 from app.settings import Settings
 
 TESTS = Path(__file__).parents[1] / "tests"
+_OPERATIONS = "openapi.json"
+_SECURITY = "security.json"
 _REFERENCE = "#/components/schemas/"
 
 
 def main() -> None:
     """Write the snapshots of all tags, and delete those of tags that are gone."""
     wanted = snapshots(create_app(Settings(_env_file=None)))
-    for file in stored(TESTS).keys() - wanted.keys():
-        snapshot_file(TESTS, file).unlink()
-    for tag, text in wanted.items():
-        file_of_tag = snapshot_file(TESTS, tag)
-        file_of_tag.parent.mkdir(exist_ok=True)
-        file_of_tag.write_text(text, encoding="utf-8")
-        print(file_of_tag.relative_to(TESTS.parent))
-
-
-def snapshot_file(tests: Path, tag: str) -> Path:
-    """Where the snapshot of a tag is kept: beside the tests of its domain."""
-    return tests / tag / "openapi.json"
+    for name in stored(TESTS).keys() - wanted.keys():
+        (TESTS / name).unlink()
+    for name, text in wanted.items():
+        file = TESTS / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+        print(file.relative_to(TESTS.parent))
 
 
 def stored(tests: Path) -> dict[str, str]:
-    """The snapshots that are there, by tag."""
-    files = tests.glob("*/openapi.json")
-    return {file.parent.name: file.read_text(encoding="utf-8") for file in files}
+    """The snapshots that are there, by their path in the folder of tests."""
+    return {
+        file.relative_to(tests).as_posix(): file.read_text(encoding="utf-8")
+        for name in (_OPERATIONS, _SECURITY)
+        for file in tests.glob(f"*/{name}")
+    }
 
 
 def snapshots(app: FastAPI) -> dict[str, str]:
-    """What the snapshot of each tag must be.
+    """What the snapshots must be, by their path in the folder of tests: beside those of the domain.
 
-    Who may call an operation is left out: that is decided where routers are mounted, for all
-    domains at once.
+    Who may call an operation is in a file of its own, if anything is asked of callers at all: it
+    is decided where routers are mounted, for all domains at once. So is what the others get, a 401.
     """
     schema = app.openapi()
     tags: dict[str, dict[str, Any]] = {}
+    security: dict[str, dict[str, Any]] = {}
     for path, method, operation in operations(schema):
         shown = {key: value for key, value in operation.items() if key != "security"}
+        if operation.get("security"):
+            answers = operation["responses"].items()
+            shown["responses"] = {status: answer for status, answer in answers if status != "401"}
         for tag in operation.get("tags", ()):
             tags.setdefault(tag, {}).setdefault(path, {})[method] = shown
-    schemas = schema.get("components", {}).get("schemas", {})
-    return {
-        tag: json.dumps(
-            {"paths": paths, "schemas": {name: schemas[name] for name in _used(paths, schemas)}},
-            indent=2,
-            sort_keys=True,
-            ensure_ascii=False,
+            security.setdefault(tag, {})[f"{method.upper()} {path}"] = operation.get("security", [])
+    components = schema.get("components", {})
+    schemas = components.get("schemas", {})
+    found = {
+        f"{tag}/{_OPERATIONS}": _write(
+            {"paths": paths, "schemas": {name: schemas[name] for name in _used(paths, schemas)}}
         )
-        + "\n"
         for tag, paths in tags.items()
     }
+    if "securitySchemes" in components:
+        found |= {f"{tag}/{_SECURITY}": _write(needed) for tag, needed in security.items()}
+    return found
 
 
 def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -67,6 +72,10 @@ def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             yield path, method, operation
+
+
+def _write(snapshot: dict[str, Any]) -> str:
+    return json.dumps(snapshot, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def _used(part: Any, schemas: dict[str, Any]) -> set[str]:

@@ -60,7 +60,7 @@ class ValkeyServer:
         self._port = port
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
-        self._data = folder / "data"
+        self.data = folder / "data"
         self.log = folder / "valkey.log"
 
     @property
@@ -76,7 +76,7 @@ class ValkeyServer:
             RuntimeError: it did not start; has the end of its log.
         """
         program = find_program()
-        self._data.mkdir(parents=True, exist_ok=True)
+        self.data.mkdir(parents=True, exist_ok=True)
         password = self._password()
         # Between choosing a free port and using it another process may take it.
         for attempts_left in (2, 1, 0):
@@ -113,7 +113,7 @@ class ValkeyServer:
     def remove(self) -> None:
         """Delete its data."""
         # Not the folder: the locks of those who share the server are in it.
-        shutil.rmtree(self._data, ignore_errors=True)
+        shutil.rmtree(self.data, ignore_errors=True)
 
     def _password(self) -> str:
         file = self._folder / "password"
@@ -129,7 +129,7 @@ class ValkeyServer:
             "bind 127.0.0.1",
             f"port {port}",
             f"requirepass {password}",
-            f'dir "{self._data.resolve()}"',
+            f'dir "{self.data.resolve()}"',
             'save ""' if self._throwaway else "save 60 1",
             f"appendonly {'no' if self._throwaway else 'yes'}",
             *self._options,

@@ -10,8 +10,8 @@ from tests.snapshot import read_tree
 from tests.update.repository import TemplateRepository, commit, run_git
 from tests.update.team import change_as_a_team, conflicts, update
 
-# What is switched together, by the words of the features.
-FEATURES = {"redis+arq": ("use_redis", "use_arq")}
+# What is switched together, by the words of the features, in the order of their releases.
+FEATURES = {"redis+arq": ("use_redis", "use_arq"), "jwt": ("use_jwt",)}
 MIGRATIONS = "migrations/versions/"
 
 
@@ -60,7 +60,7 @@ class Team:
 
     def test(self) -> None:
         """Run the whole suite."""
-        self._service().run_suite(self._workers)
+        self._service().run_suite(self._workers, measured=False)
 
     def _service(self) -> Service:
         # A new one installs what the update has changed.
@@ -86,8 +86,11 @@ def test_a_feature_is_switched_on_and_off_again(
     team.update(repository.head, "Switch on", **dict.fromkeys(questions, True))
     assert tree(service).keys() - off.keys(), "the feature has no files"
     team.just("migration", f"Tables of {name}")
+    # A guard shows in the description of the team's own routes.
+    team.just("openapi")
     team.test()
 
     team.update(repository.head, "Switch off", **dict.fromkeys(questions, False))
+    team.just("openapi")
     assert tree(service) == off
     team.test()

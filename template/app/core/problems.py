@@ -131,6 +131,9 @@ def _describe_problems(schema: dict[str, Any]) -> None:
     for path in schema.get("paths", {}).values():
         for operation in path.values():
             documented = operation["responses"]
+            if operation.get("security"):
+                # By the guard, wherever it is mounted.
+                documented.setdefault("401", {"description": _phrase(401), "content": _content()})
             for response in documented.values():
                 _use_problem_media_type(response)
             # The rate limit, the time limit and bugs are possible on every route.

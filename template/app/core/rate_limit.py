@@ -37,10 +37,14 @@ class RateLimitSettings(Section):
 
 
 class RateLimit(NamedTuple):
-    """At most `requests` within any `window_seconds`."""
+    """At most `requests` within any `window_seconds`.
+
+    One that `holds_in_outage` is not lifted while the place of the shared counts is away.
+    """
 
     requests: int
     window_seconds: float
+    holds_in_outage: bool = False
 
 
 class Decision(NamedTuple):
@@ -64,6 +68,12 @@ class RateLimiter(Protocol):
 
         Refused requests are not counted: hammering does not prolong the wait.
         """
+
+    async def release(self, key: str) -> None:
+        """Take back the latest request that was counted under `key`, if there is one."""
+
+    async def forget(self, key: str) -> None:
+        """Take back all requests that were counted under `key`."""
 
 
 class MemoryRateLimiter:
@@ -108,6 +118,17 @@ class MemoryRateLimiter:
             (expiries[0] - now) / _NANOSECONDS,
         )
 
+    async def release(self, key: str) -> None:
+        """Take back the latest request; a key without any must not stay."""
+        if expiries := self._expiries.get(key):
+            expiries.pop()
+            if not expiries:
+                del self._expiries[key]
+
+    async def forget(self, key: str) -> None:
+        """Take back all requests."""
+        self._expiries.pop(key, None)
+
     def __len__(self) -> int:
         """How many callers are remembered."""
         return len(self._expiries)
@@ -124,7 +145,11 @@ class MemoryRateLimiter:
 
 
 def rate_limit(
-    requests: int | None = None, window_seconds: float | None = None, *, scope: str | None = None
+    requests: int | None = None,
+    window_seconds: float | None = None,
+    *,
+    scope: str | None = None,
+    holds_in_outage: bool = False,
 ) -> "RateLimitDependency":
     """A dependency that limits a route: `dependencies=[Depends(rate_limit(5, 60))]`.
 
@@ -137,15 +162,20 @@ def rate_limit(
         requests: How many within the window; `RATE_LIMIT_REQUESTS` when omitted.
         window_seconds: The window's length; `RATE_LIMIT_WINDOW_SECONDS` when omitted.
         scope: Routes with the same scope share one budget; each has its own when omitted.
+        holds_in_outage: Whether it is not lifted while the place of shared counts is away.
     """
-    return RateLimitDependency(requests, window_seconds, scope)
+    return RateLimitDependency(requests, window_seconds, scope, holds_in_outage)
 
 
 class RateLimitDependency:
     """What `rate_limit` returns: called by FastAPI for each request."""
 
     def __init__(
-        self, requests: int | None, window_seconds: float | None, scope: str | None
+        self,
+        requests: int | None,
+        window_seconds: float | None,
+        scope: str | None,
+        holds_in_outage: bool,
     ) -> None:
         if (requests is not None and requests < 1) or (
             window_seconds is not None and window_seconds <= 0
@@ -154,6 +184,7 @@ class RateLimitDependency:
         self._requests = requests
         self._window_seconds = window_seconds
         self._scope = scope
+        self._holds_in_outage = holds_in_outage
 
     async def __call__(self, connection: HTTPConnection) -> None:
         """Count this request and announce what is left.
@@ -167,6 +198,7 @@ class RateLimitDependency:
         limit = RateLimit(
             self._requests or settings.RATE_LIMIT_REQUESTS,
             self._window_seconds or settings.RATE_LIMIT_WINDOW_SECONDS,
+            self._holds_in_outage,
         )
         place = self._scope or _route(connection)
         # The limit is part of the key, so that two limits on one route count apart.

@@ -1,5 +1,6 @@
 """Rate limits that all processes and replicas share, kept in Redis."""
 
+from contextlib import suppress
 from enum import StrEnum
 from typing import Final, assert_never
 
@@ -53,6 +54,7 @@ if allowed then
 end
 return {allowed and 1 or 0, limit - count, oldest + window - now}
 """
+_RELEASE: Final = "redis.call('RPOP', KEYS[1])"
 
 logger = structlog.get_logger(__name__)
 
@@ -71,7 +73,8 @@ class RedisRateLimitSettings(Section):
     RATE_LIMIT_ON_REDIS_OUTAGE: OnRedisOutage = Field(
         default=OnRedisOutage.LOCAL,
         description="`local`: each process counts for itself, so that a caller may get the limit "
-        "once from each; `open`: no limits; `closed`: limited routes answer 503.",
+        "once from each; `open`: no limits, except those that hold in an outage; `closed`: limited "
+        "routes answer 503.",
     )
 
 
@@ -95,6 +98,7 @@ class RedisRateLimiter:
         self._redis = redis
         self._local = local or MemoryRateLimiter()
         self._hit = redis.raw.register_script(_HIT)
+        self._release = redis.raw.register_script(_RELEASE)
         self._without_redis = False
 
     async def hit(self, key: str, limit: RateLimit) -> Decision:
@@ -116,6 +120,18 @@ class RedisRateLimiter:
             logger.info("rate_limits_shared_again")
         return Decision(bool(allowed), limit.requests, remaining, reset / _MICROSECONDS)
 
+    async def release(self, key: str) -> None:
+        """Take back the latest request; where it was counted, nobody knows after an outage."""
+        await self._local.release(key)
+        with suppress(*REDIS_ERRORS):
+            await self._redis.call(lambda _: self._release([self._redis.key("rate-limit", key)]))
+
+    async def forget(self, key: str) -> None:
+        """Take back all requests, wherever they were counted."""
+        await self._local.forget(key)
+        with suppress(*REDIS_ERRORS):
+            await self._redis.call(lambda redis: redis.delete(self._redis.key("rate-limit", key)))
+
     async def _hit_without_redis(self, key: str, limit: RateLimit, error: Exception) -> Decision:
         if not self._without_redis:
             self._without_redis = True
@@ -124,10 +140,10 @@ class RedisRateLimiter:
                 "rate_limits_not_shared", mode=str(self._on_outage), error=type(cause).__name__
             )
         match self._on_outage:
-            case OnRedisOutage.LOCAL:
-                return await self._local.hit(key, limit)
-            case OnRedisOutage.OPEN:
+            case OnRedisOutage.OPEN if not limit.holds_in_outage:
                 return Decision(True, limit.requests, limit.requests, limit.window_seconds)
+            case OnRedisOutage.LOCAL | OnRedisOutage.OPEN:
+                return await self._local.hit(key, limit)
             case OnRedisOutage.CLOSED:
                 raise ServiceUnavailableError(headers={"Retry-After": "1"})
             case _:

@@ -25,7 +25,12 @@ class SettingError(ValueError):
     """
 
 
-def _split_list(value: Any) -> Any:
+def split_list(value: Any) -> Any:
+    """Split what came as text; anything else is left to pydantic.
+
+    Raises:
+        SettingError: it looks like JSON and is no list of strings.
+    """
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -43,7 +48,7 @@ def _split_list(value: Any) -> Any:
 
 
 # NoDecode keeps pydantic-settings from insisting on JSON before the validator has seen the text.
-CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(_split_list)]
+CommaSeparated = Annotated[list[str], NoDecode, BeforeValidator(split_list)]
 """A list of strings given as JSON (`["a", "b"]`) or comma-separated (`a,b`)."""
 
 

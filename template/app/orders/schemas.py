@@ -5,10 +5,9 @@ from decimal import Decimal
 from typing import Annotated
 from uuid import UUID
 
-from email_validator import EmailNotValidError, validate_email
-from pydantic import AfterValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field
 
+from app.core.email import Email
 from app.core.schemas import ApiInput, ApiModel, MoneyString
 from app.orders.models import OrderStatus
 
@@ -17,24 +16,6 @@ MAX_LINES = 100
 MAX_QUANTITY = 1_000_000
 UnitPrice = Annotated[Decimal, MoneyString(integer_digits=8)]
 Total = Annotated[Decimal, MoneyString(integer_digits=16)]
-
-
-def _normalize_email(value: str) -> str:
-    # pydantic's EmailStr would also accept `Ada <ada@example.com>` and drop the name.
-    try:
-        return validate_email(value, check_deliverability=False).normalized
-    except EmailNotValidError as error:
-        raise PydanticCustomError(
-            "email", "Input should be an e-mail address: {reason}", {"reason": str(error)}
-        ) from None
-
-
-Email = Annotated[
-    str,
-    Field(max_length=254, json_schema_extra={"format": "email"}),
-    AfterValidator(_normalize_email),
-]
-"""A syntactically valid address, its domain in lower case; the domain is not looked up."""
 
 
 class OrderLineCreate(ApiInput):

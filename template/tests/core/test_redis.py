@@ -207,7 +207,7 @@ def _no_memory_left(admin: redis.Redis, _: ValkeyServer) -> Iterator[None]:
 
 @contextmanager
 def _cannot_save(admin: redis.Redis, server: ValkeyServer) -> Iterator[None]:
-    (server.log.parent / "dump.rdb").mkdir()
+    (server.data / "dump.rdb").mkdir()
     admin.config_set("save", "3600 1")
     admin.bgsave()
     _wait(lambda: _has_failed_to_save(admin), "it could save")

@@ -89,6 +89,16 @@ async def test_refused_requests_neither_count_nor_take_memory(
     assert 50_000 < await client.raw.pttl(KEY) <= 60_000
 
 
+async def test_what_is_forgotten_counts_nowhere(
+    limiter: RedisRateLimiter, client: RedisClient
+) -> None:
+    for key in ("key", "key", "another"):
+        await limiter.hit(key, RateLimit(2, 60))
+    await limiter.forget("key")
+    assert await ask(client, "EXISTS") == 0
+    assert (await limiter.hit("another", RateLimit(2, 60))).remaining == 0
+
+
 @pytest.mark.parametrize("expired", [0, 1, 2, 3, 7, 50, 99, 100])
 async def test_only_what_is_older_than_the_window_is_dropped(
     limiter: RedisRateLimiter, client: RedisClient, expired: int
@@ -183,6 +193,16 @@ async def test_without_redis_nobody_is_limited_when_the_setting_says_open(
     private_redis.kill()
     decisions = [await limiter.hit("key", RateLimit(3, 60)) for _ in range(10)]
     assert all(decision.allowed for decision in decisions)
+
+
+async def test_without_redis_what_must_hold_is_limited_when_the_setting_says_open(
+    private_client: RedisClient, private_redis: ValkeyServer
+) -> None:
+    limiter = limiter_of(private_client, OnRedisOutage.OPEN)
+    private_redis.kill()
+    limit = RateLimit(3, 60, holds_in_outage=True)
+    decisions = [await limiter.hit("key", limit) for _ in range(5)]
+    assert [decision.allowed for decision in decisions] == [True] * 3 + [False] * 2
 
 
 async def test_without_redis_nobody_passes_when_the_setting_says_closed(

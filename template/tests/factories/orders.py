@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 from app.core.database import Database
-from app.core.principal import ANONYMOUS
 from app.orders.models import Order, OrderLine, OrderStatus
 
 
@@ -32,7 +31,7 @@ class OrderFactory:
     """Stores orders without an event, so that nothing confirms a placed one by itself."""
 
     database: Database
-    owner_id: str = ANONYMOUS.id
+    owner_id: str
 
     async def placed(self, count: int = 1) -> list[Order]:
         """Orders that wait for their confirmation, oldest first."""

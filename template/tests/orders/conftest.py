@@ -12,10 +12,11 @@ from sqlalchemy.orm import selectinload, undefer
 from starlette.requests import HTTPConnection
 
 from app.core.database import Database
-from app.core.principal import ANONYMOUS, Principal, get_principal
+from app.core.principal import Principal, get_principal
 from app.orders.models import Order
 from tests.factories.orders import OrderFactory
 from tests.fixtures.application import MakeApp
+from tests.fixtures.caller import Caller
 
 T = TypeVar("T")
 
@@ -23,25 +24,25 @@ ACT_AS = "X-Act-As"
 
 
 @pytest.fixture
-def app(make_app: MakeApp) -> FastAPI:
+def app(share_app: MakeApp) -> FastAPI:
     """The application, with patience: on a slow machine 120 requests at once end in 503."""
-    return make_app(
+    return share_app(
         DB_POOL_TIMEOUT_SECONDS=120, DB_LOCK_TIMEOUT_SECONDS=120, REQUEST_TIMEOUT_SECONDS=120
     )
 
 
 @pytest.fixture
-def orders(database: Database) -> OrderFactory:
-    """Stores the anonymous principal's orders."""
-    return OrderFactory(database)
+def orders(database: Database, caller: Caller) -> OrderFactory:
+    """Stores orders of the one whose `client` is."""
+    return OrderFactory(database, caller.id)
 
 
 @pytest.fixture
-def act_as_header(app: FastAPI) -> str:
+def act_as_header(app: FastAPI, caller: Caller) -> str:
     """The name of a header that says who acts, in place of the guard that the app has or not."""
 
     async def principal_of_header(connection: HTTPConnection) -> Principal:
-        return Principal(connection.headers.get(ACT_AS, ANONYMOUS.id))
+        return Principal(connection.headers.get(ACT_AS, caller.id))
 
     app.dependency_overrides[get_principal] = principal_of_header
     return ACT_AS

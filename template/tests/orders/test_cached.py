@@ -14,6 +14,7 @@ from app.orders.service import OrderConfirmation
 from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
 from tests.fixtures.application import Connect, MakeApp
+from tests.fixtures.caller import Caller
 from tests.fixtures.server import Serve
 from tests.orders.counting_service import QUERY
 
@@ -74,7 +75,7 @@ async def test_a_stampede_of_200_on_a_cold_order_runs_one_query(
 
 
 async def test_a_stampede_of_200_on_two_processes_runs_one_query(
-    serve: Serve, orders: OrderFactory
+    serve: Serve, caller: Caller, orders: OrderFactory
 ) -> None:
     path = f"{PATH}/{(await orders.a_placed()).id}"
     env = {"REQUEST_TIMEOUT_SECONDS": "120", "REDIS_TIMEOUT_SECONDS": "30"}
@@ -82,7 +83,9 @@ async def test_a_stampede_of_200_on_two_processes_runs_one_query(
     async with (
         served() as one,
         served() as other,
-        httpx2.AsyncClient(timeout=120, limits=httpx2.Limits(max_connections=200)) as client,
+        httpx2.AsyncClient(
+            headers=caller.headers, timeout=120, limits=httpx2.Limits(max_connections=200)
+        ) as client,
     ):
         urls = [f"{one.url}{path}", f"{other.url}{path}"]
         answers = await asyncio.gather(*(client.get(urls[n % 2]) for n in range(200)))
@@ -141,10 +144,11 @@ async def test_readers_and_writers_at_once_leave_nothing_outdated(
 
 
 async def test_without_redis_the_database_answers(
-    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer
+    make_app: MakeApp, connect: Connect, caller: Caller, private_redis: ValkeyServer
 ) -> None:
     url = private_redis.start().url()
     async with connect(make_app(REDIS_URL=url, REDIS_TIMEOUT_SECONDS=0.5)) as client:
+        client.headers.update(caller.headers)
         path = (await client.post(PATH, json=order_body())).headers["location"]
         await client.get(path)
         private_redis.pause()

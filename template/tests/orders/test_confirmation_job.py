@@ -25,6 +25,7 @@ from app.orders.service import OrderConfirmation
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
+from tests.fixtures.caller import Caller
 from tests.fixtures.jobs import Jobs, Work, WorkHere, eventually
 from tests.fixtures.server import Serve, ServedProcess
 
@@ -146,7 +147,7 @@ async def test_a_backlog_is_handed_over_in_parts_and_what_has_a_job_is_not_read_
 
 
 async def test_every_committed_order_is_confirmed_once_however_processes_are_killed(
-    serve: Serve, work: Work, database: Database, jobs: Jobs
+    serve: Serve, work: Work, database: Database, caller: Caller, jobs: Jobs
 ) -> None:
     """The seed is printed by pytest when this fails."""
     chance = random.Random()
@@ -162,7 +163,7 @@ async def test_every_committed_order_is_confirmed_once_however_processes_are_kil
         for replaceable in (*services, *workers):
             await replaceable.started.wait()
 
-        await _place_all(services, workers, answered, chance)
+        await _place_all(services, workers, caller, answered, chance)
         confirmed = await eventually(
             lambda: _count(database), lambda found: set(found) == {"confirmed"}, SECONDS
         )
@@ -183,7 +184,7 @@ async def test_every_committed_order_is_confirmed_once_however_processes_are_kil
 
 
 async def test_orders_are_placed_and_confirmed_although_redis_is_restarted_empty(
-    serve: Serve, work: Work, database: Database, private_redis: ValkeyServer
+    serve: Serve, work: Work, database: Database, caller: Caller, private_redis: ValkeyServer
 ) -> None:
     env = {**SHORT_LEASE, "REDIS_URL": private_redis.start().url()}
     statuses: Counter[int] = Counter()
@@ -197,7 +198,7 @@ async def test_orders_are_placed_and_confirmed_although_redis_is_restarted_empty
                 await anyio.sleep(0.05)
 
         async with (
-            httpx2.AsyncClient(base_url=server.url, timeout=20) as client,
+            httpx2.AsyncClient(base_url=server.url, headers=caller.headers, timeout=20) as client,
             anyio.create_task_group() as tasks,
         ):
             for _ in range(4):
@@ -243,6 +244,7 @@ class _Replaceable:
 async def _place_all(
     services: list[_Replaceable],
     workers: list[_Replaceable],
+    caller: Caller,
     answered: set[UUID],
     chance: random.Random,
 ) -> None:
@@ -253,17 +255,18 @@ async def _place_all(
         if kills and len(answered) >= kills[0]:
             kills.pop(0)
             victims.pop().kill()
-        await _place_some(services, answered, chance)
+        await _place_some(services, caller, answered, chance)
 
 
 async def _place_some(
-    services: list[_Replaceable], answered: set[UUID], chance: random.Random
+    services: list[_Replaceable], caller: Caller, answered: set[UUID], chance: random.Random
 ) -> None:
     running = [service.process for service in services if service.process]
     if not running:
         await anyio.sleep(0.05)
         return
-    async with httpx2.AsyncClient(base_url=chance.choice(running).url, timeout=5) as client:
+    url = chance.choice(running).url
+    async with httpx2.AsyncClient(base_url=url, headers=caller.headers, timeout=5) as client:
 
         async def place() -> None:
             try:

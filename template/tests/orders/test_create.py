@@ -149,7 +149,8 @@ async def commits_fail(database: Database) -> AsyncIterator[None]:
     event.remove(Session, "before_commit", pledge)
 
 
-@pytest.mark.usefixtures("commits_fail")
+# In this order: to make the caller may take a commit.
+@pytest.mark.usefixtures("caller", "commits_fail")
 async def test_a_failed_commit_answers_500_and_leaves_nothing(
     client: httpx2.AsyncClient, count_orders: Callable[[], Awaitable[int]]
 ) -> None:

@@ -22,6 +22,7 @@ from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
 from app.settings import Settings
 from tests.factories.orders import OrderFactory
+from tests.fixtures.caller import Caller
 from tests.fixtures.jobs import Jobs, WorkHere, eventually
 
 PATH = "/api/v1/orders/exports"
@@ -117,14 +118,18 @@ async def test_nobody_sees_the_exports_or_the_orders_of_another(
 
 
 async def test_cells_that_a_spreadsheet_would_execute_are_text(
-    client: httpx2.AsyncClient, jobs: Jobs, database: Database, settings: Settings
+    client: httpx2.AsyncClient,
+    caller: Caller,
+    jobs: Jobs,
+    database: Database,
+    settings: Settings,
 ) -> None:
     skus = ['=HYPERLINK("https://evil.example";"x")', "+1", "-1", "@SUM(A1)", "plain", "a=b"]
     now = datetime.now(UTC)
     async with database.transaction() as session:
         session.add(
             Order(
-                owner_id="anonymous",
+                owner_id=caller.id,
                 customer_email="=cmd@example.com",
                 status=OrderStatus.PLACED,
                 lines=[
@@ -170,7 +175,7 @@ async def test_an_export_that_is_made_twice_has_one_file(
     export_id = UUID((await client.post(PATH)).json()["id"])
     for _ in range(2):
         async with database.transaction() as session:
-            await service.ExportMaker(database, session).make(export_id, "anonymous")
+            await service.ExportMaker(database, session).make(export_id, orders.owner_id)
 
     lines = parse(await client.get(f"{PATH}/{export_id}/file"))
     assert len(lines) == 4

@@ -1,0 +1,126 @@
+"""The guard of the API: who is asking, and whether their role suffices; it knows no user."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Protocol
+
+from fastapi import Depends, Security
+from fastapi.security import OAuth2PasswordBearer, SecurityScopes
+from starlette.requests import HTTPConnection
+
+from app.core.access_tokens import InvalidTokenError
+from app.core.errors import ForbiddenError, UnauthenticatedError
+from app.core.principal import Principal, set_principal
+from app.core.rate_limit import rate_limit
+
+TOKEN_PATH = "/api/v1/auth/token"  # noqa: S105
+
+
+class Role(StrEnum):
+    """What somebody may do; a later role may do whatever an earlier one may."""
+
+    USER = "user"
+    ADMIN = "admin"
+
+    def includes(self, other: "Role") -> bool:
+        """Whether this role may do what `other` may."""
+        ranks = list(Role)
+        return ranks.index(self) >= ranks.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity(Principal):
+    """A principal who has proved who they are; `id` is the user's.
+
+    Args:
+        role: Theirs now, whatever it was when the token was issued.
+        session_id: The session that the token belongs to.
+        expires_at: When the token does.
+    """
+
+    role: Role
+    session_id: str
+    expires_at: datetime
+
+
+class Authenticator(Protocol):
+    """Finds out whose token it is; the lifespan offers one as `state["authenticator"]`."""
+
+    async def authenticate(self, token: str) -> Identity:
+        """Return whose token it is, now.
+
+        Raises:
+            InvalidTokenError: it is not valid, or its session or user is not any more.
+        """
+
+
+class NotAuthenticatedError(UnauthenticatedError):
+    """There is no token in the request."""
+
+    code: ClassVar[str | None] = "not-authenticated"
+    title: ClassVar[str | None] = "Not authenticated"
+
+
+class RoleRequiredError(ForbiddenError):
+    """The principal is known, and their role does not suffice."""
+
+    code: ClassVar[str | None] = "role-required"
+    title: ClassVar[str | None] = "Role required"
+
+
+# The scheme of Swagger's Authorize button. Roles are its scopes, so that the schema shows on each
+# route which one it takes; a token has all that its user has, whatever is asked for.
+bearer = OAuth2PasswordBearer(
+    tokenUrl=TOKEN_PATH,
+    scopes={Role.ADMIN.value: "Manage the accounts of others."},
+    auto_error=False,
+)
+
+_limit_of_refused = rate_limit(scope="auth-refused")
+
+
+async def authenticate(
+    connection: HTTPConnection,
+    scopes: SecurityScopes,
+    token: Annotated[str | None, Depends(bearer)],
+) -> Identity:
+    """Let a request pass whose token holds, and say who acts in it.
+
+    Raises:
+        UnauthenticatedError: without a token, or with one that is not valid.
+        TooManyRequestsError: when too many from this address were not.
+        RoleRequiredError: when the role does not suffice.
+    """
+    state = connection.scope["state"]
+    # Asked for by the router, by the route and by its parameters, and looked up once.
+    identity: Identity | None = state.get("identity")
+    if identity is None:
+        if token is None:
+            raise NotAuthenticatedError("Send an access token: `Authorization: Bearer ...`.")
+        authenticator: Authenticator = state["authenticator"]
+        try:
+            identity = await authenticator.authenticate(token)
+        except InvalidTokenError:
+            # The limits of the routes come after the guard, and count users.
+            await _limit_of_refused(connection)
+            raise
+        state["identity"] = identity
+        set_principal(connection, identity)
+    for scope in scopes.scopes:
+        if not identity.role.includes(Role(scope)):
+            raise RoleRequiredError(
+                f"This needs the role {scope}.",
+                # RFC 6750, section 3.1.
+                headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
+            )
+    return identity
+
+
+CurrentUser = Annotated[Identity, Security(authenticate)]
+"""Who is asking: `async def route(user: CurrentUser)`."""
+
+
+def require_role(role: Role) -> Any:
+    """A dependency that lets only this role pass: `dependencies=[require_role(Role.ADMIN)]`."""
+    return Security(authenticate, scopes=[role.value])
