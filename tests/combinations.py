@@ -26,6 +26,7 @@ SWITCHES = (
     Switch("redis", "use_redis"),
     Switch("arq", "use_arq", needs="redis"),
     Switch("jwt", "use_jwt"),
+    Switch("websockets", "use_websockets"),
     Switch("example", "include_example"),
 )
 

@@ -110,7 +110,7 @@ BAD_ANSWERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"include_example": None}, "include_example: answer true or false"),
     ({"include_example": 2}, "include_example: answer true or false"),
     ({"databse": "sqlite"}, "databse: is not a question of this template"),
-    ({"use_websockets": True}, "use_websockets: is not a question of this template"),
+    ({"use_telemetry": True}, "use_telemetry: is not a question of this template"),
     ({"use_arq": True}, "use_arq: needs use_redis; answer use_redis=true, or use_arq=false"),
     ({"check_answers": False}, "check_answers: is not a question of this template"),
 )

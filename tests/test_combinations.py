@@ -18,7 +18,7 @@ from tests.snapshot import ROOT
 
 
 def test_every_combination_has_one_name_and_one_set_of_answers() -> None:
-    assert len({str(c) for c in COMBINATIONS}) == len(COMBINATIONS) == 24
+    assert len({str(c) for c in COMBINATIONS}) == len(COMBINATIONS) == 48
     assert len({tuple(c.answers.items()) for c in COMBINATIONS}) == len(COMBINATIONS)
     assert all(parse_combination(str(c)) == c for c in COMBINATIONS)
 

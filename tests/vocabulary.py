@@ -35,6 +35,16 @@ VOCABULARY = {
         r"core[./]security\b",
         r"(app|tests)[./](auth|users)\b",
     ),
+    # Not "websocket": the middleware answers handshakes in any case.
+    "websockets": (
+        "realtime",
+        r"\bfeeds?\b",
+        r"\bhub\b",
+        r"core[./]channels",
+        "server-sent",
+        "event.stream",
+        "mailbox",
+    ),
     "example": (
         r"\borders\b",
         r"\border_(lines?|id|router|service)\b",

@@ -11,7 +11,11 @@ from tests.update.repository import TemplateRepository, commit, run_git
 from tests.update.team import change_as_a_team, conflicts, update
 
 # What is switched together, by the words of the features, in the order of their releases.
-FEATURES = {"redis+arq": ("use_redis", "use_arq"), "jwt": ("use_jwt",)}
+FEATURES = {
+    "redis+arq": ("use_redis", "use_arq"),
+    "jwt": ("use_jwt",),
+    "websockets": ("use_websockets",),
+}
 MIGRATIONS = "migrations/versions/"
 
 
@@ -69,6 +73,7 @@ class Team:
         )
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("name", FEATURES)
 def test_a_feature_is_switched_on_and_off_again(
     repository: TemplateRepository, folder: Path, workers: int, name: str

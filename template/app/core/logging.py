@@ -24,6 +24,19 @@ _TEXT = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\
 # Written by code, over several lines at times.
 _MULTILINE = frozenset({"event", "stack"})
 
+# uvicorn's words on WebSockets, of which RequestMiddleware tells as of requests.
+_ON_WEBSOCKETS = (
+    # With the query string, which may hold personal data.
+    '%s - "WebSocket ',
+    "connection open",
+    "connection closed",
+    "connection rejected",
+    # As an error, of each handshake that is refused with a response (Kludex/uvicorn#3138).
+    "ASGI callable returned without completing handshake.",
+    # As an error with its stack, which any client can cause.
+    "Invalid UTF-8 sequence received from client.",
+)
+
 
 class LoggingSettings(Section):
     """What is logged."""
@@ -124,11 +137,16 @@ def _take_over_uvicorn() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    # RequestMiddleware writes the access line. uvicorn asks each new connection's logger whether
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    # RequestMiddleware writes the access lines. uvicorn asks each new connection's logger whether
     # it has handlers, and without one does not even put its own line together.
     access = logging.getLogger("uvicorn.access")
     access.handlers.clear()
     access.propagate = False
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_ON_WEBSOCKETS)
 
 
 class _ForwardHandler(logging.Handler):

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from app.core.database import is_unavailable
 from app.core.deadline import deadline
 from app.core.errors import AppError, ServiceUnavailableError, error_response
-from app.core.exchange import Exchange
+from app.core.exchange import CLIENT_CLOSED_REQUEST, Exchange
 from app.core.handshake import Handshake
 from app.core.problems import problem_response
 from app.core.request_id import choose_trace_context
@@ -49,7 +49,7 @@ class RequestMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens inside."""
         if scope["type"] == "websocket":
-            await self._shake_hands(Handshake(scope, receive, send, self._headers), receive)
+            await self._open(Handshake(scope, receive, send, self._headers), receive)
             return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -66,15 +66,34 @@ class RequestMiddleware:
             exchange.log()
             structlog.contextvars.clear_contextvars()
 
-    async def _shake_hands(self, handshake: Handshake, receive: Receive) -> None:
+    async def _open(self, handshake: Handshake, receive: Receive) -> None:
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(
             request_id=handshake.request_id, **choose_trace_context(handshake.scope["headers"])
         )
         try:
-            await self._app(handshake.scope, receive, handshake.send)
+            await self._shake_hands(handshake, receive)
         finally:
             structlog.contextvars.clear_contextvars()
+
+    async def _shake_hands(self, handshake: Handshake, receive: Receive) -> None:
+        failure: Exception | None = None
+        try:
+            with deadline(self._timeout_seconds) as handshake.deadline:
+                await self._app(handshake.scope, receive, handshake.send)
+        except Exception as error:
+            if handshake.decided:
+                raise
+            failure = error
+        if handshake.decided:
+            return
+        if handshake.expired:
+            logger.warning("request_timed_out", exc_info=failure)
+            await handshake.answer(_too_slow(handshake.scope))
+        elif failure:
+            await handshake.answer(_problem(handshake.scope, failure))
+        else:
+            handshake.log(CLIENT_CLOSED_REQUEST)
 
     async def _answer(self, exchange: Exchange) -> None:
         failure: Exception | None = None
@@ -85,7 +104,7 @@ class RequestMiddleware:
         except anyio.get_cancelled_exc_class():
             # The server stops and has no more patience with this request.
             if not exchange.started:
-                await self._send(exchange, _problem(exchange, ServiceUnavailableError()))
+                await self._send(exchange, _problem(exchange.scope, ServiceUnavailableError()))
             raise
         except Exception as error:  # noqa: BLE001
             failure = error
@@ -97,23 +116,23 @@ class RequestMiddleware:
             logger.warning("request_timed_out", exc_info=failure)
             await self._send(exchange, _timeout(exchange))
         elif failure and not isinstance(failure, ClientDisconnect):
-            await self._send(exchange, _problem(exchange, failure))
+            await self._send(exchange, _problem(exchange.scope, failure))
 
     async def _send(self, exchange: Exchange, response: Response) -> None:
         exchange.reopen()
         await self._with_cors(response)(exchange.scope, exchange.receive, exchange.send)
 
 
-def _problem(exchange: Exchange, failure: Exception) -> Response:
-    if response := error_response(exchange.scope, failure):
+def _problem(scope: Scope, failure: Exception) -> Response:
+    if response := error_response(scope, failure):
         return response
     if is_unavailable(failure):
         logger.error("database_unavailable", exc_info=failure)
-        return ServiceUnavailableError().to_response(exchange.scope)
+        return ServiceUnavailableError().to_response(scope)
     logger.error("unhandled_exception", exc_info=failure)
     return AppError(
         "Something went wrong on our side; quote the request_id when you report it."
-    ).to_response(exchange.scope)
+    ).to_response(scope)
 
 
 def _timeout(exchange: Exchange) -> Response:
@@ -125,6 +144,8 @@ def _timeout(exchange: Exchange) -> Response:
             # The rest of the body is not waited for.
             headers={"Connection": "close"},
         )
-    return problem_response(
-        exchange.scope, 504, detail="The request took too long and was given up."
-    )
+    return _too_slow(exchange.scope)
+
+
+def _too_slow(scope: Scope) -> Response:
+    return problem_response(scope, 504, detail="The request took too long and was given up.")

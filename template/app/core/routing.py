@@ -15,7 +15,9 @@ def route_template(scope: Scope) -> str | None:
     template is in the context that FastAPI makes of it for the inclusion.
     """
     included = scope.get("fastapi", {}).get("effective_route_context")
-    return getattr(included or scope.get("route"), "path_format", None)
+    # Which for a WebSocket only holds a route of Starlette's, with the whole template.
+    route = getattr(included, "starlette_route", None) or included or scope.get("route")
+    return getattr(route, "path_format", None)
 
 
 def allowed_methods(scope: Scope) -> list[str]:

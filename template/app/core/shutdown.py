@@ -4,10 +4,11 @@ import asyncio
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import anyio
 import structlog
 
 from app.core.settings import AppSettings
@@ -19,13 +20,21 @@ logger = structlog.get_logger(__name__)
 
 
 @contextmanager
-def drain_on_sigterm(settings: AppSettings, callback: Callable[[], None]) -> Iterator[None]:
+def drain_on_sigterm(
+    settings: AppSettings,
+    callback: Callable[[], None],
+    before_stop: Callable[[], Awaitable[None]] | None = None,
+) -> Iterator[None]:
     """Call `callback` on the first SIGTERM or SIGINT and hand it to the server after the drain.
 
     The server stops accepting as soon as it learns of the signal, while a load balancer goes on
     sending until it has seen a readiness of 503. So for `SHUTDOWN_DRAIN_SECONDS` the signal is
     held back. A second signal ends the drain at once; whatever follows goes straight to the
     server, which for a further SIGINT stops waiting for requests.
+
+    What the server would cut short, such as connections without an end, is ended by `before_stop`:
+    it runs after the drain, for `SHUTDOWN_TIMEOUT_SECONDS` at most, and before the server learns
+    of the signal.
 
     The server's patience with requests in flight is `SHUTDOWN_TIMEOUT_SECONDS`, too, unless it was
     started with one of its own: uvicorn's default is to wait for ever.
@@ -46,7 +55,7 @@ def drain_on_sigterm(settings: AppSettings, callback: Callable[[], None]) -> Ite
 
     for handler in server_handlers.values():
         _bound_patience(handler, settings.SHUTDOWN_TIMEOUT_SECONDS)
-    drain = _Drain(settings.SHUTDOWN_DRAIN_SECONDS, callback, server_handlers)
+    drain = _Drain(settings, callback, before_stop, server_handlers)
     for number in server_handlers:
         signal.signal(number, drain.on_signal)
     try:
@@ -68,14 +77,21 @@ def _bound_patience(handler: _Handler, seconds: float) -> None:
 
 class _Drain:
     def __init__(
-        self, seconds: float, callback: Callable[[], None], server_handlers: dict[int, _Handler]
+        self,
+        settings: AppSettings,
+        callback: Callable[[], None],
+        before_stop: Callable[[], Awaitable[None]] | None,
+        server_handlers: dict[int, _Handler],
     ) -> None:
-        self._seconds = seconds
+        self._seconds = settings.SHUTDOWN_DRAIN_SECONDS
+        self._stop_seconds = settings.SHUTDOWN_TIMEOUT_SECONDS
         self._callback = callback
+        self._before_stop = before_stop
         self._server_handlers = server_handlers
         self._loop = asyncio.get_running_loop()
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
         # A signal can arrive in the middle of any statement, such as one that holds a log's
@@ -90,10 +106,27 @@ class _Drain:
             return
         self._callback()
         if self._seconds == 0:
-            self._hand_over(number, frame)
+            self._stop(number, frame)
             return
         logger.info("draining", seconds=self._seconds, signal=signal.Signals(number).name)
-        self._timer = self._loop.call_later(self._seconds, self._hand_over, number, frame)
+        self._timer = self._loop.call_later(self._seconds, self._stop, number, frame)
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._before_stop is None:
+            self._hand_over(number, frame)
+            return
+        self._stopping = self._loop.create_task(self._prepare(self._before_stop))
+        self._stopping.add_done_callback(
+            # When cancelled, a second signal has been handed over in its place.
+            lambda task: None if task.cancelled() else self._hand_over(number, frame)
+        )
+
+    async def _prepare(self, before_stop: Callable[[], Awaitable[None]]) -> None:
+        try:
+            with anyio.move_on_after(self._stop_seconds):
+                await before_stop()
+        except Exception:
+            logger.exception("shutdown_not_prepared")
 
     def _hand_over(self, number: int, frame: FrameType | None) -> None:
         self._server_handlers[number](number, frame)
@@ -102,3 +135,6 @@ class _Drain:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._stopping is not None:
+            self._stopping.cancel()
+            self._stopping = None

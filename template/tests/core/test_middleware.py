@@ -77,7 +77,7 @@ async def finish_anyway() -> str:
 async def commit(request: Request) -> None:
     """Have shielded work, such as a commit, under way when the time is up."""
     with anyio.CancelScope(shield=True):
-        await anyio.sleep(0.8)
+        await anyio.sleep(1.6)
         request.app.state.committed = True
 
 
@@ -85,7 +85,7 @@ async def commit(request: Request) -> None:
 async def commit_late() -> str:
     """Commit as the database does, past the deadline, and go on as FastAPI does."""
     with deadline_suspended(), anyio.CancelScope(shield=True):
-        await anyio.sleep(0.8)
+        await anyio.sleep(1.6)
     await anyio.lowlevel.checkpoint()
     return "placed"
 
@@ -111,7 +111,7 @@ async def stream() -> StreamingResponse:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):
             yield b"x"
-            await anyio.sleep(0.3)
+            await anyio.sleep(0.6)
 
     return StreamingResponse(chunks())
 
@@ -160,7 +160,7 @@ async def announce(request: Request, outcome: str) -> str:
 
 @pytest.fixture
 def service() -> FastAPI:
-    return build_app(router, ALLOWED_ORIGINS=[ORIGIN], REQUEST_TIMEOUT_SECONDS=0.5)
+    return build_app(router, ALLOWED_ORIGINS=[ORIGIN], REQUEST_TIMEOUT_SECONDS=1)
 
 
 @pytest.fixture

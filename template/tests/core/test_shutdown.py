@@ -116,3 +116,42 @@ async def test_outside_the_main_thread_nothing_happens(server: Server) -> None:
     thread.start()
     thread.join()
     assert seen == [server.handle]
+
+
+async def test_what_must_be_ended_before_the_server_stops_is_waited_for(server: Server) -> None:
+    ended = anyio.Event()
+
+    async def end() -> None:
+        assert server.got == []
+        await ended.wait()
+
+    with drain_on_sigterm(AppSettings(), server.note_drain, end):
+        await kill(signal.SIGTERM)
+        assert server.got == []
+        ended.set()
+        await anyio.sleep(0.05)
+    assert [got for got, _ in server.got] == [signal.SIGTERM]
+
+
+@pytest.mark.parametrize("second", [True, False], ids=["second-signal", "time-limit"])
+async def test_the_server_stops_although_something_does_not_end(
+    server: Server, second: bool
+) -> None:
+    settings = AppSettings(SHUTDOWN_TIMEOUT_SECONDS=60 if second else 0.1)
+    with drain_on_sigterm(settings, server.note_drain, anyio.sleep_forever):
+        await kill(signal.SIGTERM)
+        if second:
+            await kill(signal.SIGINT)
+        with anyio.fail_after(10):
+            while not server.got:
+                await anyio.sleep(0.02)
+    assert [got for got, _ in server.got] == [signal.SIGINT if second else signal.SIGTERM]
+
+
+async def test_the_server_stops_although_something_fails(server: Server) -> None:
+    async def fail() -> None:
+        raise OSError
+
+    with drain_on_sigterm(AppSettings(), server.note_drain, fail):
+        await kill(signal.SIGTERM)
+    assert [got for got, _ in server.got] == [signal.SIGTERM]
