@@ -55,8 +55,12 @@ class Combination:
 
     @property
     def is_extreme(self) -> bool:
-        """Whether everything is on, or nothing."""
-        return len(self.words) in (0, len(SWITCHES))
+        """Whether everything is on, or nothing, with PostgreSQL.
+
+        SQLite's driver ends a thread with each connection, which under coverage's support of
+        greenlets may never come to an end (coverage 7.17, greenlet 3.5).
+        """
+        return self.database == "postgresql" and len(self.words) in (0, len(SWITCHES))
 
     @property
     def is_valid(self) -> bool:
