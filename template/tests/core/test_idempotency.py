@@ -21,7 +21,7 @@ from app.core.idempotency import (
     purge_expired_keys,
 )
 from app.core.principal import Principal, set_principal
-from tests.core.conftest import ServeRouter
+from tests.fixtures.application import ServeRouter
 
 SETTINGS = IdempotencySettings()
 
@@ -91,9 +91,6 @@ async def client(
         await connection.run_sync(OwnBase.metadata.create_all)
     async with serve_router(router) as client:
         yield client
-    async with database.transaction() as session:
-        connection = await session.connection()
-        await connection.run_sync(OwnBase.metadata.drop_all)
 
 
 async def post(

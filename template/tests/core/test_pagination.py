@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 from app.core.database import Database, ReadSessionDep
 from app.core.pagination import Page, PageParamsDep, fetch_slice
 from app.core.schemas import ApiModel
-from tests.core.conftest import ServeRouter
+from tests.fixtures.application import ServeRouter
 
 
 class OwnBase(DeclarativeBase):
@@ -64,9 +64,6 @@ async def client(
         await connection.run_sync(OwnBase.metadata.create_all)
     async with serve_router(router) as client:
         yield client
-    async with database.transaction() as session:
-        connection = await session.connection()
-        await connection.run_sync(OwnBase.metadata.drop_all)
 
 
 async def numbers_of_all_pages(client: httpx2.AsyncClient, limit: int) -> list[list[int]]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from app.core.errors import NotFoundError
 from app.core.principal import Principal, set_principal
 from app.core.rate_limit import rate_limit
-from tests.core.conftest import ServeRouter
+from tests.fixtures.application import ServeRouter
 
 
 async def guard(request: Request, user: Annotated[str | None, Header()] = None) -> None:
