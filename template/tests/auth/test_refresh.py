@@ -236,10 +236,10 @@ async def test_the_latest_used_token_has_its_grace_whatever_came_before(
     assert again.json()["refresh_token"] == grandchild
 
 
-async def test_fifty_refreshes_at_once_leave_one_line_and_one_token(
+async def test_many_refreshes_at_once_leave_one_line_and_one_token(
     user: Account, refresh: Refresh, rows: Rows
 ) -> None:
-    answers = await asyncio.gather(*(refresh(user.tokens.refresh_token) for _ in range(50)))
+    answers = await asyncio.gather(*(refresh(user.tokens.refresh_token) for _ in range(12)))
 
     assert {answer.status_code for answer in answers} == {200}
     children = {answer.json()["refresh_token"] for answer in answers}
@@ -262,13 +262,13 @@ class TestWithoutGrace:
             REQUEST_TIMEOUT_SECONDS=120,
         )
 
-    async def test_of_fifty_refreshes_at_once_one_succeeds_and_the_session_ends(
+    async def test_of_many_refreshes_at_once_one_succeeds_and_the_session_ends(
         self, user: Account, refresh: Refresh, rows: Rows
     ) -> None:
-        answers = await asyncio.gather(*(refresh(user.tokens.refresh_token) for _ in range(50)))
+        answers = await asyncio.gather(*(refresh(user.tokens.refresh_token) for _ in range(12)))
 
         statuses = [answer.status_code for answer in answers]
-        assert (statuses.count(200), statuses.count(401)) == (1, 49)
+        assert (statuses.count(200), statuses.count(401)) == (1, 11)
         assert len(await rows()) == 2
         assert (await rows())[-1].revoked_at is not None
 

@@ -25,7 +25,7 @@ ACT_AS = "X-Act-As"
 
 @pytest.fixture
 def app(share_app: MakeApp) -> FastAPI:
-    """The application, with patience: on a slow machine 120 requests at once end in 503."""
+    """The application, with patience: on a slow machine many requests at once end in 503."""
     return share_app(
         DB_POOL_TIMEOUT_SECONDS=120, DB_LOCK_TIMEOUT_SECONDS=120, REQUEST_TIMEOUT_SECONDS=120
     )

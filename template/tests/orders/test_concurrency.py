@@ -15,7 +15,8 @@ from app.orders.service import OrderConfirmation
 from tests.factories.orders import OrderFactory, order_body
 
 PATH = "/api/v1/orders"
-MANY = 120
+# Enough: without the locks, most of them are lost.
+MANY = 24
 T = TypeVar("T")
 
 
@@ -32,7 +33,7 @@ async def at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     return [results[position] for position in range(len(calls))]
 
 
-async def test_of_120_concurrent_changes_none_is_lost(
+async def test_of_many_concurrent_changes_none_is_lost(
     database: Database, orders: OrderFactory, stored: Callable[[UUID], Awaitable[Order]]
 ) -> None:
     order = await orders.a_placed()
@@ -50,7 +51,7 @@ async def test_of_120_concurrent_changes_none_is_lost(
     assert changed.version == order.version + MANY
 
 
-async def test_of_120_concurrent_cancellations_one_succeeds(
+async def test_of_many_concurrent_cancellations_one_succeeds(
     client: httpx2.AsyncClient, orders: OrderFactory, stored: Callable[[UUID], Awaitable[Order]]
 ) -> None:
     order = await orders.a_placed()
@@ -61,7 +62,7 @@ async def test_of_120_concurrent_cancellations_one_succeeds(
     assert (await stored(order.id)).version == order.version + 1
 
 
-async def test_of_120_concurrent_orders_none_is_lost(
+async def test_of_many_concurrent_orders_none_is_lost(
     client: httpx2.AsyncClient, count_orders: Callable[[], Awaitable[int]]
 ) -> None:
     answers = await at_once([lambda: client.post(PATH, json=order_body())] * MANY)
@@ -77,7 +78,7 @@ async def test_between_cancellation_and_confirmation_exactly_one_wins(
     orders: OrderFactory,
     stored: Callable[[UUID], Awaitable[Order]],
 ) -> None:
-    placed = await orders.placed(30)
+    placed = await orders.placed(12)
 
     async def cancel(order: Order) -> int | None:
         return (await client.post(f"{PATH}/{order.id}/cancel")).status_code
