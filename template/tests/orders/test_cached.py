@@ -58,7 +58,7 @@ async def test_an_unchanged_order_is_not_sent_again_and_costs_no_query(
     assert (answer.status_code, answer.content, queries.count) == (304, b"", 0)
 
 
-async def test_a_stampede_of_200_on_a_cold_order_runs_one_query(
+async def test_a_stampede_on_a_cold_order_runs_one_query(
     client: httpx2.AsyncClient,
     orders: OrderFactory,
     count_queries: Any,
@@ -69,12 +69,12 @@ async def test_a_stampede_of_200_on_a_cold_order_runs_one_query(
     monkeypatch.setattr("app.core.cache._LEASE_SECONDS", 60)
     path = f"{PATH}/{(await orders.a_placed()).id}"
     with count_queries() as queries:
-        answers = await asyncio.gather(*(client.get(path) for _ in range(200)))
+        answers = await asyncio.gather(*(client.get(path) for _ in range(40)))
     assert {answer.status_code for answer in answers} == {200}
     assert sum("FROM orders" in statement for statement in queries.statements) == 1
 
 
-async def test_a_stampede_of_200_on_two_processes_runs_one_query(
+async def test_a_stampede_on_two_processes_runs_one_query(
     serve: Serve, caller: Caller, orders: OrderFactory
 ) -> None:
     path = f"{PATH}/{(await orders.a_placed()).id}"
@@ -84,11 +84,11 @@ async def test_a_stampede_of_200_on_two_processes_runs_one_query(
         served() as one,
         served() as other,
         httpx2.AsyncClient(
-            headers=caller.headers, timeout=120, limits=httpx2.Limits(max_connections=200)
+            headers=caller.headers, timeout=120, limits=httpx2.Limits(max_connections=40)
         ) as client,
     ):
         urls = [f"{one.url}{path}", f"{other.url}{path}"]
-        answers = await asyncio.gather(*(client.get(urls[n % 2]) for n in range(200)))
+        answers = await asyncio.gather(*(client.get(urls[n % 2]) for n in range(40)))
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
     assert (one.logs() + other.logs()).count(QUERY) == 1
