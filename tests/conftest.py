@@ -1,6 +1,7 @@
 """Options, and the renders that the tests share."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,17 @@ from tests.combinations import (
     parse_shard,
     shard,
 )
+from tests.environments import Environments
+from tests.processor import count_orphans
 from tests.progress import Progress
 from tests.rendering import Renderer
-from tests.service import Service
+from tests.service import Service, render_command
 from tests.snapshot import copy_template
 from tests.update.repository import TemplateRepository
 
+RUN_FOLDER = "PYTEST_TEMPLATE_RUN_FOLDER"
+# They run in a render: see tests/test_devtools.py.
+collect_ignore = ["devtools"]
 Rendered = Callable[[Combination], Path]
 
 
@@ -32,9 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--snapshot-update", action="store_true", help="write tests/snapshots anew")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Two workers for each core: half of the time, tests wait for processes and timeouts."""
-    return 2 * (os.cpu_count() or 1)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for each core: half of the time, tests wait for processes and timeouts.
+
+    A single combination is one worker's; the processes of its suite use the cores.
+    """
+    return 0 if config.getoption("--combination") else 2 * (os.cpu_count() or 1)
 
 
 # The reporter of the terminal registers itself as late as this.
@@ -45,9 +54,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_CHOSEN] = _chosen(config)
     except (UnknownCombinationError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
+    count_orphans()
+    if not hasattr(config, "workerinput"):
+        # The workers are children of this process.
+        os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Progress(reporter), "progress")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the workers shared."""
+    if not hasattr(config, "workerinput") and (name := os.environ.pop(RUN_FOLDER, None)):
+        shutil.rmtree(name, ignore_errors=True)
 
 
 _CHOSEN = pytest.StashKey[tuple[Combination, ...]]()
@@ -119,17 +138,20 @@ def rendered(renderer: Renderer) -> Rendered:
 
 
 @pytest.fixture(scope="session")
-def services(renderer: Renderer, folder: Path) -> Callable[[Combination], Service]:
-    """A render of a combination in which commands can be run."""
+def environments(pytestconfig: pytest.Config) -> Environments:
+    """Where the services have what they declare, shared by the workers and kept between runs."""
+    return Environments(kept=pytestconfig.cache.mkdir("services"), run=Path(os.environ[RUN_FOLDER]))
+
+
+@pytest.fixture(scope="session")
+def services(renderer: Renderer, environments: Environments) -> Callable[[Combination], Service]:
+    """A render of a combination in which commands can be run, made once."""
     made: dict[Combination, Service] = {}
 
     def get(combination: Combination) -> Service:
         if combination not in made:
-            made[combination] = Service(
-                renderer.render(combination.answers),
-                render_command(combination),
-                types_cache=folder / "mypy",
-            )
+            folder = renderer.render(combination.answers)
+            made[combination] = Service(folder, render_command(combination), environments)
         return made[combination]
 
     return get
@@ -152,9 +174,3 @@ def workers() -> int:
     """How many workers the tests of a service may have, so that all together use every core."""
     outer = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return max(1, (os.cpu_count() or 1) // outer)
-
-
-def render_command(combination: Combination) -> str:
-    """What a person types in the template's folder to render a combination into `../service`."""
-    data = " ".join(f"--data {k}={str(v).lower()}" for k, v in combination.answers.items())
-    return f"uv run copier copy --vcs-ref HEAD --defaults {data} . ../service"

@@ -12,6 +12,7 @@ from tests.combinations import (
     Combination,
     parse_combination,
 )
+from tests.environments import Environments
 from tests.service import Service
 from tests.snapshot import read_tree
 from tests.update.next_release import ADDED, CHANGED
@@ -94,7 +95,7 @@ def test_a_changed_service_keeps_every_line_of_its_team(
 
 
 def test_a_changed_service_passes_its_own_tests_after_the_update(
-    repository: TemplateRepository, folder: Path, workers: int
+    repository: TemplateRepository, folder: Path, workers: int, environments: Environments
 ) -> None:
     """One step, one combination (the quickest with the example), and not the whole suite.
 
@@ -105,12 +106,12 @@ def test_a_changed_service_passes_its_own_tests_after_the_update(
     change_as_a_team(changed)
     update(changed, repository.next)
     how = "uv run pytest -n0 tests/update -k own_tests # renders, changes and updates a service"
-    service = Service(changed, how)
+    service = Service(changed, how, environments)
     service.run(["python", "-m", "devtools.openapi"])
     status = run_git(changed, "status", "--porcelain", "--untracked-files", "--", "*/openapi.json")
     assert status == "?? tests/billing/openapi.json\n", "the API of the others is what it was"
     chosen = "billing or migrations or openapi or env_example or settings or orders or pagination"
-    service.run(["pytest", "-n", str(workers), "-q", "-k", chosen])
+    service.run_suite(workers, measured=False, expression=chosen)
 
 
 def test_the_example_can_be_switched_off_and_on_again(
