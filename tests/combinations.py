@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tests.costs import Costs
+
 
 @dataclass(frozen=True)
 class Switch:
@@ -112,9 +114,22 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def shard(part: int, parts: int) -> Sequence[Combination]:
-    """Every `parts`-th combination, so that large and small ones are spread evenly."""
-    return COMBINATIONS[part - 1 :: parts]
+def shard(part: int, parts: int, costs: Costs | None = None) -> Sequence[Combination]:
+    """The combinations of one of `parts` shards that take about the same time.
+
+    Each goes to the shard that has least to do so far, the costliest first. The first shard has
+    all the tests that belong to no combination.
+    """
+    costs = costs or Costs.read()
+    loads = [0.0] * parts
+    loads[0] = costs.of_others(set(map(str, COMBINATIONS)))
+    chosen: list[Combination] = []
+    for combination in sorted(COMBINATIONS, key=lambda each: costs.of(str(each)), reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += costs.of(str(combination))
+        if least == part - 1:
+            chosen.append(combination)
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

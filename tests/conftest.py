@@ -3,8 +3,9 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,8 +17,9 @@ from tests.combinations import (
     parse_shard,
     shard,
 )
+from tests.costs import Costs
 from tests.environments import Environments
-from tests.processor import count_orphans
+from tests.processor import count_orphans, processor_seconds
 from tests.progress import Progress
 from tests.rendering import Renderer
 from tests.service import Service, render_command
@@ -35,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("combinations")
     group.addoption("--combination", help="only this one, such as postgresql+example")
     group.addoption("--shard", help="only a part of the combinations, such as 1/4")
+    group.addoption("--costs-update", action="store_true", help="write tests/costs.json anew")
     group.addoption("--snapshot-update", action="store_true", help="write tests/snapshots anew")
 
 
@@ -55,12 +58,14 @@ def pytest_configure(config: pytest.Config) -> None:
     except (UnknownCombinationError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
     count_orphans()
+    config.stash[_PROCESSOR] = processor_seconds()
     if not hasattr(config, "workerinput"):
         # The workers are children of this process.
         os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Progress(reporter), "progress")
+        progress = Progress(reporter, costs_update=config.getoption("--costs-update"))
+        config.pluginmanager.register(progress, "progress")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -93,9 +98,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave what does not depend on a combination to a full run, or to the first shard.
 
-    What takes longest begins first, so that the workers finish at about the same time.
+    What is known to take longest begins first, so that the workers finish at about the same time.
     """
-    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+    costs = Costs.read()
+    items.sort(key=lambda item: costs.of(group_of(item)), reverse=True)
     text = config.getoption("--shard")
     is_first = text is None or parse_shard(text)[0] == 1
     if config.getoption("--combination") is None and is_first:
@@ -103,6 +109,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if "combination" in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.TestReport]:
+    """Note the processor time that a test and its processes took, and what it is counted for."""
+    report: pytest.TestReport = yield
+    now = processor_seconds()
+    used = now - item.config.stash.get(_PROCESSOR, 0.0)
+    item.config.stash[_PROCESSOR] = now
+    noted = {"processor_seconds": used, "group": group_of(item)}
+    report.user_properties = [*report.user_properties, *noted.items()]
+    return report
+
+
+_PROCESSOR = pytest.StashKey[float]()
+
+
+def group_of(item: pytest.Item) -> str:
+    """What one worker runs at a stretch: the tests of a combination, or a single other one."""
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else item.nodeid
 
 
 @pytest.fixture(scope="session")

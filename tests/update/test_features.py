@@ -17,8 +17,6 @@ What each step proves, beside that no line of the team's is lost and nothing con
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.environments import Environments
 from tests.service import Service
 from tests.snapshot import read_tree
@@ -83,7 +81,6 @@ class Team:
         return Service(self.folder, how, self._environments)
 
 
-@pytest.mark.first
 def test_features_are_switched_on_and_off_again(
     repository: TemplateRepository, folder: Path, environments: Environments, workers: int
 ) -> None:
