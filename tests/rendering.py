@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import CodeType
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest_copie.plugin
 import yaml
 from copier._jinja_ext import SandboxedEnvironment
 from copier._main import Worker
-from copier._vcs import get_repo
+from copier._vcs import clone, get_repo
 from pytest_copie.plugin import Copie
 
 Answers = Mapping[str, str | bool]
@@ -73,8 +74,8 @@ def _copy_as_a_user(**arguments: Any) -> Any:
 def fast_copier() -> Iterator[None]:
     """Take out of Copier what costs most: a git process per file, doing the same thing again.
 
-    Jinja is compiled and `copier.yml` parsed once, and a text without Jinja is not rendered: all
-    folders and files of the template have such names.
+    Jinja is compiled, `copier.yml` parsed and a release cloned once, and a text without Jinja is
+    not rendered: all folders and files of the template have such names.
 
     These are Copier's internals; tests/test_copier_cli.py renders without this and compares.
     """
@@ -82,6 +83,7 @@ def fast_copier() -> Iterator[None]:
         patch.setattr(Worker, "_sync_git_index_executable_bit", lambda *_: None)
         patch.setattr(Worker, "_render_string", _render_unless_plain)
         patch.setattr(Worker, "answers_relpath", property(_plain_answers_file))
+        patch.setattr("copier._template.clone", _clone_once)
         patch.setattr("copier._template.load_template_config", _parse_once)
         patch.setattr(SandboxedEnvironment, "compile", _compile_once)
         patch.setattr("copier._template.get_repo", lru_cache(get_repo))
@@ -125,3 +127,17 @@ def _parse_once(path: Path, *arguments: Any) -> dict[str, Any]:
     if content not in _parsed:
         _parsed[content] = _load_config(path, *arguments)
     return copy.deepcopy(_parsed[content])
+
+
+_clones: dict[tuple[str, str], TemporaryDirectory[str]] = {}
+
+
+def _clone_once(url: str, ref: str = "HEAD", location: str | None = None) -> str:
+    """Clone a release, of which the tests change neither the tag nor the clone."""
+    if ref == "HEAD":
+        return clone(url, ref, location)
+    if (url, ref) not in _clones:
+        folder = TemporaryDirectory(prefix="template-clone-")
+        clone(url, ref, folder.name)
+        _clones[url, ref] = folder
+    return _clones[url, ref].name

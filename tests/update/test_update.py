@@ -1,6 +1,8 @@
 """Updates to the working tree, and from it to a release to come, lose nothing of a team's."""
 
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def test_an_untouched_service_becomes_a_fresh_copy(
     for old, new in repository.steps:
         # No update switches anything on that nobody has asked for.
         young = {s.question: False for s in SWITCHES if s.question not in repository.questions(old)}
-        fresh = repository.copy(new, tmp_path / f"fresh-{old}", database=database, **young)
+        fresh = repository.render(new, tmp_path / f"fresh-{old}", database=database, **young)
         service = repository.copy(old, tmp_path / old, database=database)
         update(service, new)
         assert tree(service) == tree(fresh), old
@@ -53,8 +55,8 @@ def test_the_next_release_changes_adds_and_deletes_files(
     repository: TemplateRepository, tmp_path: Path
 ) -> None:
     """The other tests would say nothing if there were nothing to update."""
-    before = tree(repository.copy(repository.head, tmp_path / "before"))
-    after = tree(repository.copy(repository.next, tmp_path / "after"))
+    before = tree(repository.render(repository.head, tmp_path / "before"))
+    after = tree(repository.render(repository.next, tmp_path / "after"))
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     assert changed >= {*(EDITS.keys() & next_release_renders()), *EXAMPLE_EDITS, "pyproject.toml"}
     assert after.keys() - before.keys() == set(ADDED)
@@ -127,17 +129,32 @@ def test_the_example_can_be_switched_off_and_on_again(
     update(service, repository.head, include_example=True)
     assert conflicts(service) == []
     # What the team wrote into the example is in its history; the template's version came back.
-    fresh = tree(repository.copy(repository.head, tmp_path / "fresh"))
+    fresh = tree(repository.render(repository.head, tmp_path / "fresh"))
     assert tree(service) == {**before, **{name: fresh[name] for name in EXAMPLE_EDITS}}
+
+
+@pytest.fixture(scope="session")
+def everything_on(repository: TemplateRepository, folder: Path) -> Callable[[str], Path]:
+    """A service on a database with every feature, made once; do not change it."""
+    words = frozenset(switch.word for switch in SWITCHES)
+
+    @cache
+    def get(database: str) -> Path:
+        answers = Combination(database, words).answers
+        return repository.copy(repository.head, folder / f"all-{database}", **answers)
+
+    return get
 
 
 @pytest.mark.parametrize("switched", COMBINATIONS, ids=str)
 def test_any_combination_of_switches_can_be_reached_by_an_update(
-    repository: TemplateRepository, tmp_path: Path, switched: Combination
+    repository: TemplateRepository,
+    everything_on: Callable[[str], Path],
+    tmp_path: Path,
+    switched: Combination,
 ) -> None:
-    start = Combination(switched.database, frozenset(switch.word for switch in SWITCHES))
-    service = repository.copy(repository.head, tmp_path / "service", **start.answers)
-    fresh = repository.copy(repository.next, tmp_path / "fresh", **switched.answers)
+    service = shutil.copytree(everything_on(switched.database), tmp_path / "service")
+    fresh = repository.render(repository.next, tmp_path / "fresh", **switched.answers)
     update(service, repository.next, **switched.answers)
     assert tree(service) == tree(fresh)
 
