@@ -59,8 +59,8 @@ class Combination:
     def is_extreme(self) -> bool:
         """Whether everything is on, or nothing, with PostgreSQL.
 
-        SQLite's driver ends a thread with each connection, which under coverage's support of
-        greenlets may never come to an end (coverage 7.17, greenlet 3.5).
+        SQLite's driver ends a thread with each connection, which coverage does not survive with
+        greenlets: docs/explanation/decisions/0014-coverage-and-threads-that-end.md.
         """
         return self.database == "postgresql" and len(self.words) in (0, len(SWITCHES))
 
