@@ -97,7 +97,7 @@ class Service:
         self,
         command: list[str],
         *,
-        timeout_seconds: float = 900,
+        timeout_seconds: float = 1800,
         extra: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
     ) -> str:
