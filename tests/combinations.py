@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tests.costs import Costs
+
 
 @dataclass(frozen=True)
 class Switch:
@@ -57,8 +59,8 @@ class Combination:
     def is_extreme(self) -> bool:
         """Whether everything is on, or nothing, with PostgreSQL.
 
-        SQLite's driver ends a thread with each connection, which under coverage's support of
-        greenlets may never come to an end (coverage 7.17, greenlet 3.5).
+        SQLite's driver ends a thread with each connection, which coverage does not survive with
+        greenlets: docs/explanation/decisions/0014-coverage-and-threads-that-end.md.
         """
         return self.database == "postgresql" and len(self.words) in (0, len(SWITCHES))
 
@@ -112,9 +114,22 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
-def shard(part: int, parts: int) -> Sequence[Combination]:
-    """Every `parts`-th combination, so that large and small ones are spread evenly."""
-    return COMBINATIONS[part - 1 :: parts]
+def shard(part: int, parts: int, costs: Costs | None = None) -> Sequence[Combination]:
+    """The combinations of one of `parts` shards that take about the same time.
+
+    Each goes to the shard that has least to do so far, the costliest first. The first shard has
+    all the tests that belong to no combination.
+    """
+    costs = costs or Costs.read()
+    loads = [0.0] * parts
+    loads[0] = costs.of_others(set(map(str, COMBINATIONS)))
+    chosen: list[Combination] = []
+    for combination in sorted(COMBINATIONS, key=lambda each: costs.of(str(each)), reverse=True):
+        least = loads.index(min(loads))
+        loads[least] += costs.of(str(combination))
+        if least == part - 1:
+            chosen.append(combination)
+    return chosen
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

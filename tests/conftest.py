@@ -1,9 +1,11 @@
 """Options, and the renders that the tests share."""
 
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,18 @@ from tests.combinations import (
     parse_shard,
     shard,
 )
+from tests.costs import Costs
+from tests.environments import Environments
+from tests.processor import count_orphans, processor_seconds
 from tests.progress import Progress
 from tests.rendering import Renderer
-from tests.service import Service
+from tests.service import Service, render_command
 from tests.snapshot import copy_template
 from tests.update.repository import TemplateRepository
 
+RUN_FOLDER = "PYTEST_TEMPLATE_RUN_FOLDER"
+# They run in a render: see tests/test_devtools.py.
+collect_ignore = ["devtools"]
 Rendered = Callable[[Combination], Path]
 
 
@@ -29,12 +37,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("combinations")
     group.addoption("--combination", help="only this one, such as postgresql+example")
     group.addoption("--shard", help="only a part of the combinations, such as 1/4")
+    group.addoption("--costs-update", action="store_true", help="write tests/costs.json anew")
     group.addoption("--snapshot-update", action="store_true", help="write tests/snapshots anew")
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Two workers for each core: half of the time, tests wait for processes and timeouts."""
-    return 2 * (os.cpu_count() or 1)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for each core: half of the time, tests wait for processes and timeouts.
+
+    A single combination is one worker's; the processes of its suite use the cores.
+    """
+    return 0 if config.getoption("--combination") else 2 * (os.cpu_count() or 1)
 
 
 # The reporter of the terminal registers itself as late as this.
@@ -45,9 +57,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[_CHOSEN] = _chosen(config)
     except (UnknownCombinationError, ValueError) as error:
         raise pytest.UsageError(str(error)) from None
+    count_orphans()
+    config.stash[_PROCESSOR] = processor_seconds()
+    if not hasattr(config, "workerinput"):
+        # The workers are children of this process.
+        os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Progress(reporter), "progress")
+        progress = Progress(reporter, costs_update=config.getoption("--costs-update"))
+        config.pluginmanager.register(progress, "progress")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what the workers shared."""
+    if not hasattr(config, "workerinput") and (name := os.environ.pop(RUN_FOLDER, None)):
+        shutil.rmtree(name, ignore_errors=True)
 
 
 _CHOSEN = pytest.StashKey[tuple[Combination, ...]]()
@@ -74,9 +98,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave what does not depend on a combination to a full run, or to the first shard.
 
-    What takes longest begins first, so that the workers finish at about the same time.
+    What is known to take longest begins first, so that the workers finish at about the same time.
     """
-    items.sort(key=lambda item: item.get_closest_marker("first") is None)
+    costs = Costs.read()
+    # Among equals a combination comes later: its steps are many, and end sooner than a long one.
+    items.sort(key=lambda i: (costs.of(group_of(i)), "::" in group_of(i)), reverse=True)
     text = config.getoption("--shard")
     is_first = text is None or parse_shard(text)[0] == 1
     if config.getoption("--combination") is None and is_first:
@@ -84,6 +110,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if "combination" in getattr(item, "fixturenames", ())]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.TestReport]:
+    """Note the processor time that a test and its processes took, and what it is counted for."""
+    report: pytest.TestReport = yield
+    now = processor_seconds()
+    used = now - item.config.stash.get(_PROCESSOR, 0.0)
+    item.config.stash[_PROCESSOR] = now
+    noted = {"processor_seconds": used, "group": group_of(item)}
+    report.user_properties = [*report.user_properties, *noted.items()]
+    return report
+
+
+_PROCESSOR = pytest.StashKey[float]()
+
+
+def group_of(item: pytest.Item) -> str:
+    """What one worker runs at a stretch: the tests of a combination, or a single other one."""
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else item.nodeid
 
 
 @pytest.fixture(scope="session")
@@ -119,17 +166,20 @@ def rendered(renderer: Renderer) -> Rendered:
 
 
 @pytest.fixture(scope="session")
-def services(renderer: Renderer, folder: Path) -> Callable[[Combination], Service]:
-    """A render of a combination in which commands can be run."""
+def environments(pytestconfig: pytest.Config) -> Environments:
+    """Where the services have what they declare, shared by the workers and kept between runs."""
+    return Environments(kept=pytestconfig.cache.mkdir("services"), run=Path(os.environ[RUN_FOLDER]))
+
+
+@pytest.fixture(scope="session")
+def services(renderer: Renderer, environments: Environments) -> Callable[[Combination], Service]:
+    """A render of a combination in which commands can be run, made once."""
     made: dict[Combination, Service] = {}
 
     def get(combination: Combination) -> Service:
         if combination not in made:
-            made[combination] = Service(
-                renderer.render(combination.answers),
-                render_command(combination),
-                types_cache=folder / "mypy",
-            )
+            folder = renderer.render(combination.answers)
+            made[combination] = Service(folder, render_command(combination), environments)
         return made[combination]
 
     return get
@@ -152,9 +202,3 @@ def workers() -> int:
     """How many workers the tests of a service may have, so that all together use every core."""
     outer = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     return max(1, (os.cpu_count() or 1) // outer)
-
-
-def render_command(combination: Combination) -> str:
-    """What a person types in the template's folder to render a combination into `../service`."""
-    data = " ".join(f"--data {k}={str(v).lower()}" for k, v in combination.answers.items())
-    return f"uv run copier copy --vcs-ref HEAD --defaults {data} . ../service"

@@ -1,17 +1,25 @@
-"""A rendered service with an environment of its own, and the commands that must pass in it."""
+"""A rendered service with what it declares installed, and the commands that must pass in it."""
 
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.combinations import Combination
+from tests.environments import Environments, locked
+from tests.processor import children, collect, collect_all
+from tests.snapshot import read_tree
+
 TAIL_LINES = 60
+_TURN_SECONDS = 0.5
 SUITE = ["pytest", "--cov"]
+TYPES = ["mypy"]
 # What the outer run sets for itself and a service's commands must not see; and what would have
 # each of their dozens of processes compile every module that it imports.
 _PRIVATE_PREFIXES = (
@@ -44,61 +52,100 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**kept, "UV_PYTHON_DOWNLOADS": "never", "UV_PYTHON": sys.executable, **(extra or {})}
 
 
+def render_command(combination: Combination) -> str:
+    """What a person types in the template's folder to render a combination into `../service`."""
+    data = " ".join(f"--data {k}={str(v).lower()}" for k, v in combination.answers.items())
+    return f"uv run copier copy --vcs-ref HEAD --defaults {data} . ../service"
+
+
 class Service:
     """The folder of a render in which commands are run as its team would run them."""
 
-    def __init__(self, folder: Path, render_command: str, types_cache: Path | None = None) -> None:
+    def __init__(self, folder: Path, render_command: str, environments: Environments) -> None:
         """Use `folder`.
 
         Args:
             folder: The render.
             render_command: How a person renders the same into `../service`.
-            types_cache: What mypy knows of other services: it goes by the content of files, and
-                most are the same. No two may use it at a time; without it, each has its own.
+            environments: Where what it declares is installed.
         """
         self.folder = folder
+        self.as_rendered = read_tree(folder)
+        """Its files before any command has run."""
         self._render_command = render_command
-        self._own = {} if types_cache is None else {"MYPY_CACHE_DIR": str(types_cache)}
-        self._is_installed = False
+        self._environments = environments
+        self._environment: Path | None = None
 
-    def install(self) -> None:
-        """Make the virtual environment that holds what the service declares, and nothing else."""
-        if not self._is_installed:
-            # `uv run` tells where uv is; it need not be on PATH.
-            uv = os.environ.get("UV", "uv")
-            self.run([uv, "sync", "--quiet"], in_environment=False)
-            self._is_installed = True
+    def install(self) -> Path:
+        """Have a virtual environment that holds what the service declares, and nothing else.
+
+        Returns:
+            Its folder, which other services may use, too.
+        """
+        if self._environment is None:
+            self._environment = self._environments.prepare(self.folder, clean_environment())
+        return self._environment
+
+    def environ(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The variables with which its commands run; `uv run` finds the same environment."""
+        environment = self.install()
+        path = os.pathsep.join([str(environment / "bin"), os.environ.get("PATH", "")])
+        own = {"PATH": path, "UV_PROJECT_ENVIRONMENT": str(environment)}
+        return clean_environment({**own, **(extra or {})})
 
     def run(
         self,
         command: list[str],
         *,
-        in_environment: bool = True,
-        timeout_seconds: float = 900,
+        timeout_seconds: float = 1800,
         extra: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> str:
         """Run a command in the service and answer its output.
+
+        Args:
+            command: What the team would run with `uv run`.
+            timeout_seconds: After which it is killed.
+            extra: More environment variables.
+            options: More arguments, which change nothing of what the command finds.
 
         Raises:
             CommandFailedError: on any other exit status than 0, and when it takes too long.
         """
-        if in_environment:
-            self.install()
-            executable = (
-                self.folder / ".venv" / ("Scripts" if os.name == "nt" else "bin") / command[0]
-            )
-            argv = [str(executable), *command[1:]]
-        else:
-            argv = command
-        path = os.pathsep.join([str(self.folder / ".venv" / "bin"), os.environ.get("PATH", "")])
-        environment = clean_environment({"PATH": path, **self._own, **(extra or {})})
-        status, output = _run(argv, self.folder, environment, timeout_seconds)
+        argv = [str(self.install() / "bin" / command[0]), *command[1:], *options]
+        status, output = _run(argv, self.folder, self.environ(extra), timeout_seconds)
         if status != 0:
-            raise CommandFailedError(self._explain(command, in_environment, status, output))
+            raise CommandFailedError(self._explain(command, status, output))
         return output
 
-    def run_suite(self, workers: int, *, measured: bool = True) -> SuiteResult:
-        """Run the service's own tests, with its coverage gate if they are to be measured.
+    def check_types(self) -> None:
+        """Run mypy with what it knows of other services, one at a time.
+
+        Its cache goes by the content of files, most of which are the same everywhere, if their
+        paths are the same, too: so it sees every environment at one place.
+
+        Raises:
+            CommandFailedError: if it finds something.
+        """
+        types = self._environments.kept / "types"
+        with locked(types / "lock"):
+            place = types / "environment"
+            place.unlink(missing_ok=True)
+            place.symlink_to(self.install(), target_is_directory=True)
+            python = place / "bin" / "python"
+            extra = {"MYPY_CACHE_DIR": str(types / "cache")}
+            self.run(TYPES, extra=extra, options=["--python-executable", str(python)])
+
+    def run_suite(
+        self, workers: int, *chosen: str, measured: bool = True, expression: str = ""
+    ) -> SuiteResult:
+        """Run the service's own tests.
+
+        Args:
+            workers: How many processes of pytest-xdist.
+            chosen: Files and folders; all if there is none.
+            measured: Whether with its coverage gate.
+            expression: Which of them, as pytest's `-k`.
 
         Raises:
             CommandFailedError: if one fails or is skipped, or there is none.
@@ -107,17 +154,18 @@ class Service:
         # One worker beside the process that waits for it would only cost its start.
         processes = str(workers) if workers > 1 else "0"
         suite = SUITE if measured else SUITE[:1]
-        command = [*suite, "-n", processes, f"--junitxml={report.name}", "-q"]
+        options = [*chosen, *(["-k", expression] if expression else [])]
+        command = [*suite, "-n", processes, f"--junitxml={report.name}", "-q", *options]
         output = self.run(command)
         result = read_junit(report)
         report.unlink()
         if result.passed == 0 or result.skipped:
             problem = f"{result.passed} tests passed and {result.skipped} were skipped"
-            raise CommandFailedError(self._explain(command, True, 0, f"{output}\n{problem}"))
+            raise CommandFailedError(self._explain(command, 0, f"{output}\n{problem}"))
         return result
 
-    def _explain(self, command: list[str], in_environment: bool, status: int, output: str) -> str:
-        shown = shlex.join((["uv", "run"] if in_environment else []) + command)
+    def _explain(self, command: list[str], status: int, output: str) -> str:
+        shown = shlex.join(["uv", "run", *command])
         tail = "\n".join(output.splitlines()[-TAIL_LINES:])
         return (
             f"`{shown}` ended with status {status}. In the template's folder, reproduce it with\n\n"
@@ -139,6 +187,7 @@ def read_junit(report: Path) -> SuiteResult:
 def _run(
     argv: list[str], folder: Path, environment: Mapping[str, str], timeout_seconds: float
 ) -> tuple[int, str]:
+    known = children()
     # A group of its own, so that servers which a command leaves behind end with it.
     process = subprocess.Popen(
         argv,
@@ -151,10 +200,19 @@ def _run(
         errors="replace",
         start_new_session=True,
     )
-    try:
-        output, _ = process.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return -signal.SIGKILL, f"{output}\nstopped after {timeout_seconds:g} seconds"
-    return process.returncode, output
+    status = None
+    deadline = time.monotonic() + timeout_seconds
+    while status is None:
+        try:
+            output, _ = process.communicate(timeout=_TURN_SECONDS)
+            status = process.returncode
+        except subprocess.TimeoutExpired:
+            collect(children() - known - {process.pid})
+            if time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+                output, _ = process.communicate()
+                status = -signal.SIGKILL
+                output += f"\nstopped after {timeout_seconds:g} seconds"
+    # Its servers end by themselves, a little later; what they took belongs to this command.
+    collect_all(known)
+    return status, output

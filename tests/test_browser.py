@@ -25,7 +25,7 @@ from playwright.sync_api import (
 )
 
 from tests.combinations import Combination, parse_combination
-from tests.service import Service, clean_environment
+from tests.service import Service
 
 WITH_USERS = parse_combination("sqlite+jwt+websockets+example")
 WITHOUT_USERS = parse_combination("sqlite+websockets+example")
@@ -137,16 +137,16 @@ def with_users(
 @contextmanager
 def serving(service: Service, browser: Browser, folder: Path) -> Iterator[Served]:
     """Serve as a developer does, on a port of its own."""
-    service.install()
+    environment = service.install()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     output = folder / "output.log"
     with output.open("wb") as log:
         process = subprocess.Popen(
-            [service.folder / ".venv" / "bin" / "just", "dev"],
+            [environment / "bin" / "just", "dev"],
             cwd=service.folder,
-            env=clean_environment({"PORT": str(port)}),
+            env=service.environ({"PORT": str(port)}),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

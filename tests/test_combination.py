@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.combinations import Combination
-from tests.rendering import Renderer
-from tests.service import SUITE, Service
+from tests.service import SUITE, TYPES, Service
 from tests.snapshot import clean_files, read_tree
 from tests.vocabulary import leftovers
 
 FORMAT = ["ruff", "format", "--check"]
 LINT = ["ruff", "check"]
-TYPES = ["mypy"]
 IMPORTS = ["lint-imports", "--no-logo"]
 DEPENDENCIES = ["deptry", "."]
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -22,9 +20,10 @@ Rendered = Callable[[Combination], Path]
 
 
 def test_a_second_render_is_byte_identical(
-    combination: Combination, rendered: Rendered, renderer: Renderer
+    combination: Combination, rendered: Rendered, service: Service
 ) -> None:
-    assert read_tree(renderer.render(combination.answers)) == read_tree(rendered(combination))
+    """The second one is the service in which the commands below are run."""
+    assert service.as_rendered == read_tree(rendered(combination))
 
 
 def test_nothing_is_left_of_what_is_off(combination: Combination, rendered: Rendered) -> None:
@@ -40,6 +39,10 @@ def test_the_tree_is_as_recorded(
         recorded.write_text(tree)
     assert recorded.exists(), f"{recorded.name} is missing: run `uv run just snapshots`"
     assert tree == recorded.read_text(), "run `uv run just snapshots` if this is what you want"
+
+
+def test_its_environment_holds_what_it_declares(service: Service) -> None:
+    service.install()
 
 
 def test_it_is_formatted(service: Service) -> None:
@@ -64,10 +67,6 @@ def test_just_check_runs_what_is_run_here(service: Service) -> None:
     assert shown == [shlex.join(["uv", "run", *command]) for command in commands]
 
 
-def test_types_are_strict(service: Service) -> None:
-    service.run(TYPES)
-
-
 def test_its_own_tests_pass(
     combination: Combination,
     service: Service,
@@ -78,3 +77,8 @@ def test_its_own_tests_pass(
     # covered as well as they are.
     result = service.run_suite(workers, measured=combination.is_extreme)
     record_property("suite_tests", result.passed)
+
+
+# Last: the workers take turns, and the first of them waits for no other.
+def test_types_are_strict(service: Service) -> None:
+    service.check_types()

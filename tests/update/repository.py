@@ -29,6 +29,7 @@ class TemplateRepository:
     def __init__(self, folder: Path) -> None:
         """Make the repository in `folder`, which must not exist."""
         self.folder = folder
+        self._questions: dict[str, set[str]] = {}
         _refuse_incomplete_history()
         run_git(ROOT, "clone", "--quiet", "--no-tags", ".", str(folder))
         self.releases = self._tag_releases()
@@ -41,6 +42,13 @@ class TemplateRepository:
 
         A feature that the release does not know may be answered with `False`.
         """
+        self.render(version, destination, **answers)
+        run_git(destination, "init", "--quiet")
+        commit(destination, "Start from the template")
+        return destination
+
+    def render(self, version: str, destination: Path, **answers: Any) -> Path:
+        """Render a release as a service, without git."""
         known = self.questions(version)
         data = {name: answer for name, answer in answers.items() if answer or name in known}
         with fast_copier():
@@ -53,13 +61,14 @@ class TemplateRepository:
                 unsafe=False,
                 vcs_ref=version,
             )
-        run_git(destination, "init", "--quiet")
-        commit(destination, "Start from the template")
         return destination
 
     def questions(self, version: str) -> set[str]:
         """What a release asks."""
-        return set(yaml.safe_load(run_git(self.folder, "show", f"{version}:copier.yml")))
+        if version not in self._questions:
+            config = run_git(self.folder, "show", f"{version}:copier.yml")
+            self._questions[version] = set(yaml.safe_load(config))
+        return self._questions[version]
 
     def _tag_releases(self) -> tuple[str, ...]:
         """Tag the commit that added a release's heading to the changelog; oldest first."""

@@ -1,6 +1,8 @@
 """Updates to the working tree, and from it to a release to come, lose nothing of a team's."""
 
+import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from tests.combinations import (
     Combination,
     parse_combination,
 )
+from tests.environments import Environments
 from tests.service import Service
 from tests.snapshot import read_tree
 from tests.update.next_release import ADDED, CHANGED
@@ -42,7 +45,7 @@ def test_an_untouched_service_becomes_a_fresh_copy(
     for old, new in repository.steps:
         # No update switches anything on that nobody has asked for.
         young = {s.question: False for s in SWITCHES if s.question not in repository.questions(old)}
-        fresh = repository.copy(new, tmp_path / f"fresh-{old}", database=database, **young)
+        fresh = repository.render(new, tmp_path / f"fresh-{old}", database=database, **young)
         service = repository.copy(old, tmp_path / old, database=database)
         update(service, new)
         assert tree(service) == tree(fresh), old
@@ -52,8 +55,8 @@ def test_the_next_release_changes_adds_and_deletes_files(
     repository: TemplateRepository, tmp_path: Path
 ) -> None:
     """The other tests would say nothing if there were nothing to update."""
-    before = tree(repository.copy(repository.head, tmp_path / "before"))
-    after = tree(repository.copy(repository.next, tmp_path / "after"))
+    before = tree(repository.render(repository.head, tmp_path / "before"))
+    after = tree(repository.render(repository.next, tmp_path / "after"))
     changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
     assert changed >= {*(EDITS.keys() & next_release_renders()), *EXAMPLE_EDITS, "pyproject.toml"}
     assert after.keys() - before.keys() == set(ADDED)
@@ -94,7 +97,7 @@ def test_a_changed_service_keeps_every_line_of_its_team(
 
 
 def test_a_changed_service_passes_its_own_tests_after_the_update(
-    repository: TemplateRepository, folder: Path, workers: int
+    repository: TemplateRepository, folder: Path, workers: int, environments: Environments
 ) -> None:
     """One step, one combination (the quickest with the example), and not the whole suite.
 
@@ -105,12 +108,12 @@ def test_a_changed_service_passes_its_own_tests_after_the_update(
     change_as_a_team(changed)
     update(changed, repository.next)
     how = "uv run pytest -n0 tests/update -k own_tests # renders, changes and updates a service"
-    service = Service(changed, how)
+    service = Service(changed, how, environments)
     service.run(["python", "-m", "devtools.openapi"])
     status = run_git(changed, "status", "--porcelain", "--untracked-files", "--", "*/openapi.json")
     assert status == "?? tests/billing/openapi.json\n", "the API of the others is what it was"
     chosen = "billing or migrations or openapi or env_example or settings or orders or pagination"
-    service.run(["pytest", "-n", str(workers), "-q", "-k", chosen])
+    service.run_suite(workers, measured=False, expression=chosen)
 
 
 def test_the_example_can_be_switched_off_and_on_again(
@@ -126,17 +129,32 @@ def test_the_example_can_be_switched_off_and_on_again(
     update(service, repository.head, include_example=True)
     assert conflicts(service) == []
     # What the team wrote into the example is in its history; the template's version came back.
-    fresh = tree(repository.copy(repository.head, tmp_path / "fresh"))
+    fresh = tree(repository.render(repository.head, tmp_path / "fresh"))
     assert tree(service) == {**before, **{name: fresh[name] for name in EXAMPLE_EDITS}}
+
+
+@pytest.fixture(scope="session")
+def everything_on(repository: TemplateRepository, folder: Path) -> Callable[[str], Path]:
+    """A service on a database with every feature, made once; do not change it."""
+    words = frozenset(switch.word for switch in SWITCHES)
+
+    @cache
+    def get(database: str) -> Path:
+        answers = Combination(database, words).answers
+        return repository.copy(repository.head, folder / f"all-{database}", **answers)
+
+    return get
 
 
 @pytest.mark.parametrize("switched", COMBINATIONS, ids=str)
 def test_any_combination_of_switches_can_be_reached_by_an_update(
-    repository: TemplateRepository, tmp_path: Path, switched: Combination
+    repository: TemplateRepository,
+    everything_on: Callable[[str], Path],
+    tmp_path: Path,
+    switched: Combination,
 ) -> None:
-    start = Combination(switched.database, frozenset(switch.word for switch in SWITCHES))
-    service = repository.copy(repository.head, tmp_path / "service", **start.answers)
-    fresh = repository.copy(repository.next, tmp_path / "fresh", **switched.answers)
+    service = shutil.copytree(everything_on(switched.database), tmp_path / "service")
+    fresh = repository.render(repository.next, tmp_path / "fresh", **switched.answers)
     update(service, repository.next, **switched.answers)
     assert tree(service) == tree(fresh)
 
