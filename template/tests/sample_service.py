@@ -1,6 +1,7 @@
 """The service with a slow route and one that asks the database, for a process of its own."""
 
 import anyio
+import structlog
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import text
 
@@ -8,11 +9,13 @@ from app import main
 from app.core.database import SessionDep
 
 router = APIRouter(prefix="/api/v1/sample")
+logger = structlog.get_logger(__name__)
 
 
 @router.get("/slow")
 async def be_slow(seconds: float) -> str:
     """Answer late."""
+    logger.info("asleep")
     await anyio.sleep(seconds)
     return "done"
 

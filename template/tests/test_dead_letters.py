@@ -7,7 +7,7 @@ import pytest
 
 from app import dead_letters
 from app.core.database import Database
-from tests.fixtures.jobs import Jobs, WorkHere, eventually
+from tests.fixtures.jobs import Jobs, WorkHere, a_dead_letter, eventually
 from tests.jobs import definitions
 from tests.jobs.definitions import Note
 
@@ -91,8 +91,11 @@ async def test_a_payload_can_be_replaced_and_letters_discarded_by_name(
 async def test_many_letters_are_listed_in_part_and_retried_one_by_one(
     jobs: Jobs, command: Run, tmp_path: Path
 ) -> None:
-    for number in range(103):
-        await jobs.a_dead_letter(job_id=str(number), error="no\n" * 100)
+    async with jobs.database.transaction() as session:
+        # More than are shown at once.
+        session.add_all(
+            a_dead_letter(job_id=str(number), error="no\n" * 100) for number in range(103)
+        )
     await jobs.a_dead_letter(name="tests.bug")
     taken = (await jobs.letters())[1]
     async with jobs.database.transaction() as session:

@@ -2,7 +2,8 @@
 
 import json
 import signal
-import time
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -17,6 +18,7 @@ from tests.fixtures.server import Serve, ServedProcess
 APP = "tests.sample_service:create_app"
 # uvicorn shuts down in good order and then ends by the signal it got, as shells expect it.
 CLEAN = {0, -signal.SIGTERM}
+_PATIENCE_SECONDS = 30
 
 
 def events(server: ServedProcess) -> list[str]:
@@ -33,7 +35,7 @@ async def test_it_starts_ready_and_ends_in_good_order(serve: Serve) -> None:
     async with serve() as server, httpx2.AsyncClient(base_url=server.url) as client:
         assert await ready(client) == (200, "ready")
         server.process.send_signal(signal.SIGTERM)
-        assert await server.wait(10) in CLEAN
+        assert await server.wait() in CLEAN
         assert "Application shutdown complete." in events(server)
         assert "Traceback" not in server.logs()
 
@@ -43,48 +45,48 @@ async def test_a_request_in_flight_is_finished_after_sigterm(serve: Serve) -> No
     async with serve(app=APP) as server, httpx2.AsyncClient(base_url=server.url) as client:
 
         async def ask() -> None:
-            answers.append(await client.get("/api/v1/sample/slow", params={"seconds": 1.5}))
+            answers.append(await client.get("/api/v1/sample/slow", params={"seconds": 1}))
 
         async with anyio.create_task_group() as requests:
             requests.start_soon(ask)
-            await anyio.sleep(0.5)
+            await _until(lambda: "asleep" in events(server))
             server.process.send_signal(signal.SIGTERM)
-            await anyio.sleep(0.5)
             # Without a drain time it stops accepting at once.
-            with pytest.raises(httpx2.ConnectError):
-                await ready(client)
+            with pytest.raises(httpx2.ConnectError), anyio.fail_after(_PATIENCE_SECONDS):
+                while True:
+                    # Whoever was in line for a connection is cut off.
+                    with suppress(httpx2.ReadError, httpx2.RemoteProtocolError):
+                        await ready(client)
         assert [(answer.status_code, answer.json()) for answer in answers] == [(200, "done")]
-        assert await server.wait(10) in CLEAN
+        assert await server.wait() in CLEAN
 
 
-async def test_while_draining_it_serves_on_and_tells_probes_to_go_away(serve: Serve) -> None:
+async def test_while_draining_it_serves_on_and_a_second_signal_ends_that_at_once(
+    serve: Serve,
+) -> None:
     async with (
-        serve(app=APP, env={"SHUTDOWN_DRAIN_SECONDS": "2"}) as server,
+        serve(app=APP, env={"SHUTDOWN_DRAIN_SECONDS": "600"}) as server,
         httpx2.AsyncClient(base_url=server.url) as client,
     ):
         assert await ready(client) == (200, "ready")
         server.process.send_signal(signal.SIGTERM)
-        start = time.monotonic()
-        await anyio.sleep(0.2)
-        while time.monotonic() < start + 1.5:
+        await _until(lambda: "draining" in events(server))
+        for _ in range(2):
+            # It tells probes to go away.
             assert await ready(client) == (503, "unavailable")
             assert (await client.get("/health/live")).json() == {"status": "alive"}
             assert (await client.get("/api/v1/sample/database")).json() == 42
-            await anyio.sleep(0.1)
-        assert await server.wait(10) in CLEAN
-        assert time.monotonic() - start >= 2
+        server.process.send_signal(signal.SIGINT)
+        # uvicorn passes SIGINT on to Python as Ctrl+C, and ends with 0 then.
+        assert await server.wait() in {*CLEAN, -signal.SIGINT}
         assert "Application shutdown complete." in events(server)
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_a_second_signal_ends_the_drain_at_once(serve: Serve, second: signal.Signals) -> None:
-    async with serve(env={"SHUTDOWN_DRAIN_SECONDS": "600"}) as server:
-        server.process.send_signal(signal.SIGTERM)
-        await anyio.sleep(0.3)
-        assert server.process.poll() is None
-        server.process.send_signal(second)
-        assert await server.wait(10) in {*CLEAN, -signal.SIGINT}
-        assert "Application shutdown complete." in events(server)
+async def _until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(_PATIENCE_SECONDS):
+        # The log is another process's file: there is no event to wait for.
+        while not condition():
+            await anyio.sleep(0.02)
 
 
 async def test_at_exit_what_was_opened_is_closed_after_the_background_work(app: FastAPI) -> None:
@@ -94,7 +96,7 @@ async def test_at_exit_what_was_opened_is_closed_after_the_background_work(app: 
         resources = dict(state)
 
         async def work() -> None:
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.02)
             assert not resources["http_client"].is_closed
             await resources["database"].ping()
             done.append("work")

@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
 from app import main
+from tests.core.stack import is_due_in
 
 router = APIRouter(prefix="/api/v1/misbehaving")
 logger = structlog.get_logger(__name__)
@@ -42,6 +43,20 @@ async def cut() -> StreamingResponse:
 @router.post("/upload")
 async def upload(request: Request) -> int:
     """Read the whole body."""
+    return len(await request.body())
+
+
+@router.post("/wait")
+async def wait_for_a_body(request: Request) -> int:
+    """Say that the request has arrived, and read the whole body."""
+    logger.info("waiting")
+    return len(await request.body())
+
+
+@router.post("/overdue")
+async def be_overdue(request: Request) -> int:
+    """Read the whole body, for which there is next to no time."""
+    is_due_in(0.05)
     return len(await request.body())
 
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import anyio
 import httpx2
 from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
+from app.core import deadline
 from app.core.errors import install_error_handlers
 from app.core.http_stack import HttpSettings, install_http_stack
 
@@ -20,6 +22,13 @@ def build_app(*routers: APIRouter, https_only: bool = False, **settings: Any) ->
     install_error_handlers(app)
     install_http_stack(app, HttpSettings(**settings), https_only=https_only)
     return app
+
+
+def is_due_in(seconds: float) -> None:
+    """Set the clock of the current request forward, to so many seconds before its deadline."""
+    scope = deadline._current.get()
+    assert scope is not None
+    scope.deadline = anyio.current_time() + seconds
 
 
 def client_of(app: ASGIApp, *, address: str = "203.0.113.7") -> httpx2.AsyncClient:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from app.core.errors import ForbiddenError
 from app.core.rate_limit import MemoryRateLimiter, RateLimitSettings, rate_limit
-from tests.core.stack import build_app
+from tests.core.stack import build_app, is_due_in
 from tests.fixtures.server import Serve
 
 UPGRADE = {
@@ -81,15 +81,18 @@ async def give_up(websocket: WebSocket) -> None:
 
 @router.websocket("/slow")
 async def hesitate(websocket: WebSocket) -> None:
-    """Take longer than the deadline of the tests."""
+    """Be at work when the time is up."""
+    is_due_in(0)
     await anyio.sleep(60)
 
 
 @router.websocket("/long")
 async def last(websocket: WebSocket) -> None:
     """Accept, and last for longer than the deadline of the tests."""
+    is_due_in(0.01)
+    # Nothing else has its turn before that.
     await websocket.accept()
-    await anyio.sleep(0.7)
+    await anyio.sleep(0.05)
     await websocket.send_text("hello")
 
 
@@ -114,7 +117,7 @@ async def connect(
         "extensions": extensions,
         "state": state or {},
     }
-    await build_app(router, REQUEST_TIMEOUT_SECONDS=0.5)(scope, receive, send)
+    await build_app(router, REQUEST_TIMEOUT_SECONDS=60)(scope, receive, send)
     return sent
 
 

@@ -18,12 +18,13 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.core import deadline
 from app.core.background import BackgroundRunner
 from app.core.deadline import deadline_suspended
 from app.core.errors import NotFoundError
 from app.core.logging import LoggingSettings, configure_logging
 from app.core.settings import AppSettings, Environment
-from tests.core.stack import ORIGIN, build_app, client_of
+from tests.core.stack import ORIGIN, build_app, client_of, is_due_in
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 FRESH_ID = re.compile(r"[0-9a-f]{32}")
@@ -60,14 +61,22 @@ async def database_down() -> None:
 @router.get("/slow")
 async def sleep() -> None:
     """Take longer than the deadline of the tests."""
-    await anyio.sleep(10)
+    await anyio.sleep(60)
+
+
+@router.get("/overdue")
+async def be_overdue() -> None:
+    """Be at work when the time is up."""
+    is_due_in(0)
+    await anyio.sleep(60)
 
 
 @router.get("/stubborn")
 async def finish_anyway() -> str:
     """Answer although cancelled."""
+    is_due_in(0)
     try:
-        await anyio.sleep(10)
+        await anyio.sleep(60)
     except asyncio.CancelledError:
         return "too late"
     return "in time"
@@ -76,16 +85,18 @@ async def finish_anyway() -> str:
 @router.get("/shielded")
 async def commit(request: Request) -> None:
     """Have shielded work, such as a commit, under way when the time is up."""
+    is_due_in(0)
     with anyio.CancelScope(shield=True):
-        await anyio.sleep(1.6)
+        await anyio.sleep(0.05)
         request.app.state.committed = True
 
 
 @router.get("/committed")
 async def commit_late() -> str:
     """Commit as the database does, past the deadline, and go on as FastAPI does."""
+    is_due_in(0.01)
     with deadline_suspended(), anyio.CancelScope(shield=True):
-        await anyio.sleep(1.6)
+        await anyio.sleep(0.05)
     await anyio.lowlevel.checkpoint()
     return "placed"
 
@@ -93,6 +104,7 @@ async def commit_late() -> str:
 @router.get("/committed-and-stuck")
 async def commit_and_hang() -> None:
     """Commit and then never come back."""
+    is_due_in(0.01)
     with deadline_suspended():
         await anyio.lowlevel.checkpoint()
     await anyio.sleep(60)
@@ -107,11 +119,12 @@ async def upload(request: Request) -> int:
 @router.get("/stream")
 async def stream() -> StreamingResponse:
     """Send for longer than the deadline."""
+    is_due_in(0.3)
 
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(3):
             yield b"x"
-            await anyio.sleep(0.6)
+            await anyio.sleep(0.15)
 
     return StreamingResponse(chunks())
 
@@ -160,12 +173,19 @@ async def announce(request: Request, outcome: str) -> str:
 
 @pytest.fixture
 def service() -> FastAPI:
-    return build_app(router, ALLOWED_ORIGINS=[ORIGIN], REQUEST_TIMEOUT_SECONDS=1)
+    return build_app(router, ALLOWED_ORIGINS=[ORIGIN], REQUEST_TIMEOUT_SECONDS=60)
 
 
 @pytest.fixture
 async def client(service: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     async with client_of(service) as client:
+        yield client
+
+
+@pytest.fixture
+async def hurried_client() -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of a service that gives a request next to no time."""
+    async with client_of(build_app(router, REQUEST_TIMEOUT_SECONDS=0.05)) as client:
         yield client
 
 
@@ -250,7 +270,7 @@ async def test_a_route_cannot_answer_with_another_id(client: httpx2.AsyncClient)
         ("DELETE", "/api/v1/items/1", {}, 405),
         ("GET", "/api/v1/broken", {}, 500),
         ("GET", "/api/v1/database", {}, 503),
-        ("GET", "/api/v1/slow", {}, 504),
+        ("GET", "/api/v1/overdue", {}, 504),
         ("POST", "/api/v1/upload", {"Content-Length": "2000000"}, 413),
         ("OPTIONS", "/api/v1/items/1", {"Access-Control-Request-Method": "GET"}, 200),
         ("OPTIONS", "/api/v1/items/1", {"Access-Control-Request-Method": "BREW"}, 400),
@@ -320,9 +340,9 @@ async def test_errors_raised_by_other_middlewares_are_problems_too(service: Fast
 
 
 async def test_a_request_past_its_deadline_is_a_504(
-    client: httpx2.AsyncClient, lines: Lines
+    hurried_client: httpx2.AsyncClient, lines: Lines
 ) -> None:
-    response = await client.get("/api/v1/slow")
+    response = await hurried_client.get("/api/v1/slow")
     assert response.status_code == 504
     assert response.json()["detail"] == "The request took too long and was given up."
     assert len(lines("request_timed_out")) == 1
@@ -358,31 +378,38 @@ async def test_after_a_commit_the_time_is_limited_again(
 
 
 async def test_work_in_the_background_does_not_touch_the_request_s_deadline(
-    service: FastAPI, client: httpx2.AsyncClient, monkeypatch: pytest.MonkeyPatch
+    service: FastAPI, client: httpx2.AsyncClient
 ) -> None:
-    monkeypatch.setattr("app.core.deadline._ANSWER_SECONDS", 0.0)
+    started, answered = anyio.Event(), anyio.Event()
 
     async def work() -> None:
         with deadline_suspended():
-            await anyio.sleep(5)
+            started.set()
+            await answered.wait()
 
-    async with BackgroundRunner(AppSettings(SHUTDOWN_TIMEOUT_SECONDS=1)) as runner:
+    async with BackgroundRunner(AppSettings()) as runner:
 
         @service.get("/spawning")
-        async def spawn() -> None:
+        async def spawn() -> bool:
+            scope = deadline._current.get()
+            assert scope is not None
+            due = scope.deadline
             runner.spawn("work", work)
-            await anyio.sleep(5)
+            await started.wait()
+            return scope.deadline == due
 
-        with anyio.fail_after(4):
-            assert (await client.get("/spawning")).status_code == 504
+        assert (await client.get("/spawning")).json() is True
+        answered.set()
 
 
-async def test_a_body_that_does_not_arrive_in_time_is_a_408(client: httpx2.AsyncClient) -> None:
+async def test_a_body_that_does_not_arrive_in_time_is_a_408(
+    hurried_client: httpx2.AsyncClient,
+) -> None:
     async def trickle() -> AsyncIterator[bytes]:
         yield b"x"
-        await anyio.sleep(10)
+        await anyio.sleep(60)
 
-    response = await client.post("/api/v1/upload", content=trickle())
+    response = await hurried_client.post("/api/v1/upload", content=trickle())
     assert response.status_code == 408
     assert response.headers["connection"] == "close"
 

@@ -21,12 +21,14 @@ items = Table(
     Column("at", UtcDateTime),
     Column("price", Money),
     Column("dinars", Money(precision=10, scale=3)),
+    # Ends with the connection.
+    prefixes=["TEMPORARY"],
 )
 
 
 @pytest.fixture
-async def connection(scratch_database_url: str) -> AsyncIterator[AsyncConnection]:
-    engine = create_engine(DatabaseSettings(DATABASE_URL=SecretStr(scratch_database_url)))
+async def connection(database_url: str) -> AsyncIterator[AsyncConnection]:
+    engine = create_engine(DatabaseSettings(DATABASE_URL=SecretStr(database_url)))
     async with engine.connect() as connection:
         await connection.run_sync(items.metadata.create_all)
         yield connection

@@ -3,14 +3,16 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
 from structlog.testing import capture_logs
 
 from app.health.service import HealthService, HealthSettings
 
-SETTINGS = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.5, HEALTH_CACHE_SECONDS=0)
-CACHED = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.5, HEALTH_CACHE_SECONDS=60)
+SETTINGS = HealthSettings(HEALTH_CACHE_SECONDS=0)
+HURRIED = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=0)
+CACHED = HealthSettings(HEALTH_CACHE_SECONDS=60)
 
 
 class Resource:
@@ -19,13 +21,14 @@ class Resource:
     def __init__(self, behave: Callable[[], Awaitable[object]] | None = None) -> None:
         self.calls = 0
         self.behave = behave or self.answer
+        self.released = asyncio.Event()
 
     async def __call__(self) -> None:
         self.calls += 1
         await self.behave()
 
     async def answer(self) -> None:
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
 
     async def fail(self) -> None:
         raise ConnectionError("password of db.internal is wrong")
@@ -34,12 +37,11 @@ class Resource:
         await asyncio.sleep(3600)
 
     async def hang_even_when_cancelled(self) -> None:
-        until = time.monotonic() + 1.5
-        while time.monotonic() < until:
-            try:
-                await asyncio.sleep(0.1)
-            except asyncio.CancelledError:
-                continue
+        # Not for ever, or a failed test would not end.
+        until = time.monotonic() + 5
+        while not self.released.is_set() and time.monotonic() < until:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.02)
 
 
 async def test_ready_when_every_check_passes() -> None:
@@ -67,28 +69,30 @@ async def test_one_failed_check_is_named_and_makes_it_unavailable() -> None:
 async def test_a_hanging_check_fails_at_the_deadline_and_the_others_count(kind: str) -> None:
     hanging = Resource()
     hanging.behave = getattr(hanging, kind)
-    service = HealthService(SETTINGS, {"a": hanging, "b": Resource()})
-    start = time.monotonic()
-    readiness = await service.readiness()
-    assert time.monotonic() - start < 1.2
+    service = HealthService(HURRIED, {"a": hanging, "b": Resource()})
+    async with asyncio.timeout(10):
+        readiness = await service.readiness()
     assert readiness.checks == {"a": "failed", "b": "ok"}
+    hanging.released.set()
 
 
 async def test_the_checks_run_at_the_same_time() -> None:
-    checks = {str(number): Resource(lambda: asyncio.sleep(0.3)) for number in range(5)}
+    # Each waits until all of them have begun.
+    together = asyncio.Barrier(5)
+    checks = {str(number): Resource(together.wait) for number in range(5)}
     assert (await HealthService(SETTINGS, checks).readiness()).status == "ready"
 
 
 async def test_a_check_that_cannot_be_stopped_is_not_started_again_beside_itself() -> None:
     stuck = Resource()
     stuck.behave = stuck.hang_even_when_cancelled
-    service = HealthService(SETTINGS, {"a": stuck})
+    service = HealthService(HURRIED, {"a": stuck})
     assert (await service.readiness()).checks == {"a": "failed"}
     assert (await service.readiness()).checks == {"a": "failed"}
     assert stuck.calls == 1
     stuck.behave = stuck.answer
+    stuck.released.set()
     while stuck.calls == 1:
-        await asyncio.sleep(0.05)
         await service.readiness()
     assert (await service.readiness()).checks == {"a": "ok"}
 
@@ -101,17 +105,19 @@ async def test_probes_at_the_same_time_share_one_round_of_checks() -> None:
     assert resource.calls == 1
 
 
-async def test_an_answer_is_good_for_the_cache_time_and_no_longer() -> None:
+async def test_an_answer_is_good_for_the_cache_time_and_no_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     resource = Resource()
     service = HealthService(
-        HealthSettings(HEALTH_TIMEOUT_SECONDS=0.5, HEALTH_CACHE_SECONDS=0.2), {"a": resource}
+        HealthSettings(HEALTH_CACHE_SECONDS=20),
+        {"a": resource},
     )
-    for _ in range(5):
+    now = time.monotonic()
+    for passed, calls in ((0, 1), (0, 1), (19.9, 1), (20.1, 2), (20.1, 2)):
+        monkeypatch.setattr(time, "monotonic", lambda: now + passed)  # noqa: B023
         await service.readiness()
-    assert resource.calls == 1
-    await asyncio.sleep(0.25)
-    await service.readiness()
-    assert resource.calls == 2
+        assert resource.calls == calls
 
 
 async def test_a_probe_that_hangs_up_does_not_stop_the_check_of_the_others() -> None:

@@ -1,5 +1,6 @@
 """Alembic on a database of the test's own."""
 
+import os
 import shutil
 import textwrap
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
+
+from tests.fixtures.process import ModuleProcess
 
 PROJECT = Path(__file__).parents[2]
 _REVISION = """
@@ -36,6 +39,20 @@ def config_for(database_url: str) -> Config:
     config = Config(PROJECT / "alembic.ini")
     config.attributes["database_url"] = database_url
     return config
+
+
+def migrate_at_once(database_url: str, processes: int, folder: Path) -> None:
+    """Have so many processes migrate one database, each as at a deployment; none may fail."""
+    environment = {**os.environ, "DATABASE_URL": database_url}
+    outputs = [folder / f"output-{number}" for number in range(processes)]
+    running = [
+        ModuleProcess(
+            "alembic", ["upgrade", "head"], folder=PROJECT, environment=environment, output=output
+        )
+        for output in outputs
+    ]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.wait() == 0, output.read_text()
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 import sqlite3
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 from alembic.util import CommandError
 
-from tests.fixtures.migrated import migrate
-from tests.migrations.conftest import Upgrade
+from tests.migrations.conftest import Upgrade, migrate_at_once
 
 
 @contextmanager
@@ -52,6 +51,7 @@ def test_a_migration_that_fails_changes_nothing(
         assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == []
 
 
-def test_two_processes_that_migrate_at_once_take_turns(scratch_database_url: str) -> None:
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(migrate, [scratch_database_url] * 2))
+def test_two_processes_that_migrate_at_once_take_turns(
+    scratch_database_url: str, tmp_path: Path
+) -> None:
+    migrate_at_once(scratch_database_url, 2, tmp_path)

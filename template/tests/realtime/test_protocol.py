@@ -14,6 +14,7 @@ from tests.fixtures.server import ServedProcess
 from tests.realtime.client import PATIENCE_SECONDS, Client, open_client
 from tests.realtime.conftest import ServeChannels, publish
 
+ORIGIN = "https://app.example.com"
 LIMITS = {
     "REALTIME_MAX_SUBSCRIPTIONS": "5",
     "REALTIME_MAX_FRAME_BYTES": "1000",
@@ -21,10 +22,20 @@ LIMITS = {
 }
 
 
-async def test_a_client_hears_of_what_it_has_subscribed_to(
+async def test_clients_that_behave_hear_what_they_asked_for_and_mistakes_are_answered(
     serve_channels: ServeChannels, caller: Caller
 ) -> None:
-    async with serve_channels() as server, open_client(server, caller.headers) as client:
+    async with serve_channels(env={"ALLOWED_ORIGINS": ORIGIN}) as server:
+        await _a_client_hears_of_what_it_has_subscribed_to(server, caller)
+        await _events_of_any_length_arrive_in_order(server, caller)
+        await _a_wrong_frame_is_answered_and_the_connection_goes_on(server, caller)
+        await _named_origins_may_connect(server, caller)
+
+
+async def _a_client_hears_of_what_it_has_subscribed_to(
+    server: ServedProcess, caller: Caller
+) -> None:
+    async with open_client(server, caller.headers) as client:
         assert await client.ask(type="ping") == {"type": "pong"}
         await client.subscribe("news")
         await client.subscribe("letters")
@@ -52,12 +63,9 @@ async def test_a_client_hears_of_what_it_has_subscribed_to(
     assert committed["data"]["text"] == "committed"
 
 
-async def test_events_of_any_length_arrive_in_order(
-    serve_channels: ServeChannels, caller: Caller
-) -> None:
+async def _events_of_any_length_arrive_in_order(server: ServedProcess, caller: Caller) -> None:
     lengths = [1, 100, 200, 60_000, 70_000]
     async with (
-        serve_channels() as server,
         open_client(server, caller.headers) as client,
         open_client(server, caller.headers, compression=None) as other,
     ):
@@ -88,10 +96,10 @@ WRONG_FRAMES = [
 ]
 
 
-async def test_a_wrong_frame_is_answered_and_the_connection_goes_on(
-    serve_channels: ServeChannels, caller: Caller
+async def _a_wrong_frame_is_answered_and_the_connection_goes_on(
+    server: ServedProcess, caller: Caller
 ) -> None:
-    async with serve_channels() as server, open_client(server, caller.headers) as client:
+    async with open_client(server, caller.headers) as client:
         for text, code in WRONG_FRAMES:
             await client.raw.send(text)
             answer = await client.receive()
@@ -101,6 +109,11 @@ async def test_a_wrong_frame_is_answered_and_the_connection_goes_on(
         assert await client.ask(type="ping") == {"type": "pong"}
         # Nothing that clients do can fill the log.
         assert "invalid" not in server.logs()
+
+
+async def _named_origins_may_connect(server: ServedProcess, caller: Caller) -> None:
+    async with open_client(server, caller.headers, origin=ORIGIN) as client:
+        assert await client.ask(type="ping") == {"type": "pong"}
 
 
 async def test_whoever_breaks_the_rules_is_closed_and_nobody_else(
@@ -158,15 +171,6 @@ async def test_whoever_breaks_the_rules_is_closed_and_nobody_else(
 
 async def _note_end(client: Client, code: list[int]) -> None:
     code.append((await client.closed())[0])
-
-
-async def test_named_origins_may_connect(serve_channels: ServeChannels, caller: Caller) -> None:
-    origin = "https://app.example.com"
-    async with (
-        serve_channels(env={"ALLOWED_ORIGINS": origin}) as server,
-        open_client(server, caller.headers, origin=origin) as client,
-    ):
-        assert await client.ask(type="ping") == {"type": "pong"}
 
 
 async def test_there_is_room_for_so_many_connections_and_no_more(
