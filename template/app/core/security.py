@@ -1,8 +1,10 @@
 """The guard of the API: who is asking, and whether their role suffices; it knows no user."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Protocol
 
 from fastapi import Depends, Security
@@ -78,6 +80,9 @@ bearer = OAuth2PasswordBearer(
 )
 
 _limit_of_refused = rate_limit(scope="auth-refused")
+_MAX_REFUSED = 10_000
+# Hashes of tokens that were refused in this process, the least recently refused first.
+_refused: OrderedDict[bytes, None] = OrderedDict()
 
 
 async def authenticate(
@@ -99,11 +104,18 @@ async def authenticate(
         if token is None:
             raise NotAuthenticatedError("Send an access token: `Authorization: Bearer ...`.")
         authenticator: Authenticator = state["authenticator"]
+        digest = sha256(token.encode("utf-8", "replace")).digest()
+        # The limits of the routes come after the guard, and count users. Whether an unknown token
+        # is refused shows only when it is looked up; the same one again is not looked up in vain.
+        counted = digest in _refused
+        if counted:
+            await _limit_of_refused(connection)
         try:
             identity = await authenticator.authenticate(token)
         except InvalidTokenError:
-            # The limits of the routes come after the guard, and count users.
-            await _limit_of_refused(connection)
+            _remember_refused(digest)
+            if not counted:
+                await _limit_of_refused(connection)
             raise
         state["identity"] = identity
         set_principal(connection, identity)
@@ -115,6 +127,13 @@ async def authenticate(
                 headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'},
             )
     return identity
+
+
+def _remember_refused(digest: bytes) -> None:
+    _refused[digest] = None
+    _refused.move_to_end(digest)
+    if len(_refused) > _MAX_REFUSED:
+        _refused.popitem(last=False)
 
 
 CurrentUser = Annotated[Identity, Security(authenticate)]

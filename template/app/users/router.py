@@ -15,10 +15,16 @@ from app.users.schemas import AccessUpdate, PasswordChange, UserRead, UserRegist
 from app.users.service import UserSettings
 
 _PREFIX = "/api/v1/users"
+# A name, an address and a password, of which each character may take six bytes.
+_MAX_BODY_SIZE = 8192
 
-public_router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(422, 429))
+public_router = APIRouter(
+    prefix=_PREFIX, tags=["users"], responses=responses(422, 429), max_body_size=_MAX_BODY_SIZE
+)
 # Behind the guard.
-router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(422, 429))
+router = APIRouter(
+    prefix=_PREFIX, tags=["users"], responses=responses(422, 429), max_body_size=_MAX_BODY_SIZE
+)
 
 UserId = Annotated[UUID, Path(description="The user's `id`.")]
 
