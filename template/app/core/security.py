@@ -1,15 +1,18 @@
 """The guard of the API: who is asking, and whether their role suffices; it knows no user."""
 
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Protocol
 
-from fastapi import Depends, Security
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.responses import JSONResponse
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from starlette.requests import HTTPConnection
+from starlette.routing import Route
 
 from app.core.access_tokens import InvalidTokenError
 from app.core.errors import ForbiddenError, UnauthenticatedError
@@ -138,6 +141,26 @@ def _remember_refused(digest: bytes) -> None:
 
 CurrentUser = Annotated[Identity, Security(authenticate)]
 """Who is asking: `async def route(user: CurrentUser)`."""
+
+
+def serve_schema(app: FastAPI) -> None:
+    """Have the Authorize button log in below the prefix that a proxy takes off, too.
+
+    FastAPI names the prefix as the schema's server, which Swagger leaves out when it logs in.
+    """
+    if app.openapi_url is None:
+        return
+
+    async def show(request: Request) -> JSONResponse:
+        schema = app.openapi()
+        if prefix := request.scope.get("root_path", "").rstrip("/"):
+            schema = {**deepcopy(schema), "servers": [{"url": prefix}]}
+            scheme = schema["components"]["securitySchemes"][bearer.scheme_name]
+            scheme["flows"]["password"]["tokenUrl"] = prefix + TOKEN_PATH
+        return JSONResponse(schema)
+
+    # Of two routes with one path the first answers.
+    app.router.routes.insert(0, Route(app.openapi_url, show, include_in_schema=False))
 
 
 def require_role(role: Role) -> Any:
