@@ -246,7 +246,7 @@ def caller(connection: HTTPConnection) -> str:
     principal = principal_of(connection)
     if not principal.is_anonymous:
         return f"principal:{principal.id}"
-    # A server on a Unix socket reports no client: then all share one budget.
+    # A Unix socket reports no client: all share one budget, unless its proxy is trusted.
     client = connection.scope.get("client")
     return f"address:{_network(client[0]) if client else 'unknown'}"
 

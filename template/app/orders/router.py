@@ -18,7 +18,7 @@ router = APIRouter(
     prefix="/api/v1/orders",
     tags=["orders"],
     responses=responses(422, 429),
-    # As many lines as an order may have, each of them indented.
+    # As many lines as an order may have, with every character of them escaped.
     max_body_size=65_536,
 )
 

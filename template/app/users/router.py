@@ -15,8 +15,8 @@ from app.users.schemas import AccessUpdate, PasswordChange, UserRead, UserRegist
 from app.users.service import UserSettings
 
 _PREFIX = "/api/v1/users"
-# A name, an address and a password, of which each character may take six bytes.
-_MAX_BODY_SIZE = 8192
+# Two passwords, or one with a name and an address; each character may take twelve bytes.
+_MAX_BODY_SIZE = 16_384
 
 public_router = APIRouter(
     prefix=_PREFIX, tags=["users"], responses=responses(422, 429), max_body_size=_MAX_BODY_SIZE

@@ -29,10 +29,10 @@ async def test_the_authorize_button_reaches_the_login(
 @pytest.mark.parametrize(
     ("path", "content"),
     [
-        (TOKEN, {"content": b"&" * 10_000}),
-        ("/api/v1/auth/refresh", {"json": {"refresh_token": "x" * 10_000}}),
-        ("/api/v1/auth/logout", {"json": {"refresh_token": "x" * 10_000}}),
-        ("/api/v1/users", {"json": {"email": "x" * 10_000}}),
+        (TOKEN, {"content": b"&" * 30_000}),
+        ("/api/v1/auth/refresh", {"json": {"refresh_token": "x" * 30_000}}),
+        ("/api/v1/auth/logout", {"json": {"refresh_token": "x" * 30_000}}),
+        ("/api/v1/users", {"json": {"email": "x" * 30_000}}),
     ],
 )
 async def test_a_body_that_anybody_may_send_is_small(
