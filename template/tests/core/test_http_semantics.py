@@ -41,7 +41,7 @@ async def stream_endlessly() -> StreamingResponse:
         while True:
             yield b"part"
 
-    return StreamingResponse(parts(), media_type="text/event-stream")  # type: ignore[arg-type]
+    return StreamingResponse(parts(), media_type="video/mp4")  # type: ignore[arg-type]
 
 
 @router.post("/written")
