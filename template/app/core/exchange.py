@@ -114,7 +114,12 @@ class Exchange:
             self._admitted = True
             await admit(self.scope)
         self.awaiting_body = not self._body_received
-        message = await self._receive()
+        try:
+            message = await self._receive()
+        except HTTPException:
+            # The body is larger than its limit.
+            self.awaiting_body = False
+            raise
         # Not in a `finally`: a cancelled wait is what tells a slow client from a slow handler.
         self.awaiting_body = False
         if message["type"] == "http.request":
@@ -160,7 +165,8 @@ class Exchange:
     async def _end(self, body: bytes) -> None:
         self._bytes += len(body)
         self._complete_at = perf_counter()
-        if self._closing:
+        # Who waits in vain for more has read all there is.
+        if self._closing and not self.awaiting_body:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             await self._linger()
             body = b""

@@ -18,8 +18,14 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[uvicorn.Serve
         app, lifespan="off", log_config=None, access_log=False, proxy_headers=False, **options
     )
     server = uvicorn.Server(config)
+    ended = anyio.Event()
+
+    async def serve() -> None:
+        await server.serve()
+        ended.set()
+
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(server.serve)
+        tasks.start_soon(serve)
         with anyio.fail_after(30):
             while not server.started:
                 await anyio.sleep(0.01)
@@ -27,6 +33,9 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[uvicorn.Serve
             yield server
         finally:
             server.should_exit = True
+            # Cancelled, it would leave its sockets and tasks to the tests that follow.
+            with anyio.CancelScope(shield=True):
+                await ended.wait()
 
 
 async def dial(server: uvicorn.Server) -> ByteStream:
