@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from app.core.proxies import UNIX
 from app.core.settings import CommaSeparated, Section, SettingError
 
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
@@ -48,7 +49,9 @@ def _is_host(value: str) -> bool:
     return value == "*" or bool(_HOST_NAME.fullmatch(value))
 
 
-def _is_network(value: str) -> bool:
+def _is_proxy(value: str) -> bool:
+    if value == UNIX:
+        return True
     try:
         ip_network(value)
     except ValueError:
@@ -77,10 +80,11 @@ class HttpSettings(Section):
         "orchestrators call them by address.",
     )
     TRUSTED_PROXIES: Annotated[
-        CommaSeparated, _each(_is_network, "an IP address or a network such as 10.0.0.0/8")
+        CommaSeparated, _each(_is_proxy, "an IP address or a network such as 10.0.0.0/8, or unix")
     ] = Field(
         default=[],
-        description="Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto count.",
+        description="Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto count; "
+        "`unix` for whoever connects to a Unix socket that the service listens on.",
     )
     MAX_BODY_SIZE: int = Field(
         default=1_048_576, gt=0, description="The largest request body, in bytes."
