@@ -33,7 +33,7 @@ class DatabaseAuthenticator:
     """
 
     def __init__(self, access_tokens: AccessTokens, database: Database) -> None:
-        self._access_tokens = access_tokens
+        self.access_tokens = access_tokens
         self._database = database
 
     async def authenticate(self, token: str) -> Identity:
@@ -51,7 +51,7 @@ class DatabaseAuthenticator:
             InvalidTokenError: it is not one of ours, or has expired.
         """
         try:
-            return self._access_tokens.verify(token)
+            return self.access_tokens.verify(token)
         except InvalidTokenError as error:
             logger.info("auth.access_refused", reason=error.reason)
             raise

@@ -7,6 +7,7 @@ from starlette.requests import HTTPConnection
 
 from app.auth.service import Client, LoginService, SessionService
 from app.auth.throttle import LoginThrottle
+from app.core.access_tokens import AccessTokens
 from app.core.rate_limit import caller
 
 _MAX_USER_AGENT = 255
@@ -31,7 +32,8 @@ SessionsDep = Annotated[SessionService, Depends(get_sessions)]
 async def get_login(connection: HTTPConnection, sessions: SessionsDep) -> LoginService:
     """Logging in, in transactions of its own."""
     state = connection.state
-    throttle = LoginThrottle(state.rate_limiter, state.settings, state.settings.SECRET_KEY)
+    access_tokens: AccessTokens = state.access_tokens
+    throttle = LoginThrottle(state.rate_limiter, state.settings, access_tokens.keys.shared_secret)
     return LoginService(state.database, state.passwords, throttle, sessions)
 
 

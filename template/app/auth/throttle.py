@@ -5,7 +5,7 @@ import math
 from hashlib import sha256
 
 import structlog
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from app.auth.exceptions import LoginThrottledError
 from app.core.rate_limit import RateLimit, RateLimiter
@@ -53,10 +53,10 @@ class LoginThrottle:
         secret: Makes the pseudonyms of accounts, which nobody else can tell by trying addresses.
     """
 
-    def __init__(self, limiter: RateLimiter, settings: ThrottleSettings, secret: SecretStr) -> None:
+    def __init__(self, limiter: RateLimiter, settings: ThrottleSettings, secret: bytes) -> None:
         self._limiter = limiter
         self._settings = settings
-        self._secret = secret.get_secret_value().encode()
+        self._secret = secret
 
     async def admit(self, account: str, address: str) -> "Attempt":
         """Let a login be tried; it counts as failed until it has succeeded.

@@ -12,7 +12,13 @@ from typing import Annotated, Any, Literal, Self
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
@@ -133,6 +139,17 @@ class SigningKeys:
             *_accepted_pems(settings.JWT_KEYS_ACCEPTED),
         ]
         self._by_kid = {key.kid: key for key in (self.current.verification, *accepted)}
+
+    @property
+    def shared_secret(self) -> bytes:
+        """The signing key as bytes, to sign more than tokens: all processes have it, nobody else.
+
+        Each use begins what it signs with a name of its own, and so never signs a token.
+        """
+        key = self.current.key
+        if isinstance(key, bytes):
+            return key
+        return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
 
     @property
     def is_asymmetric(self) -> bool:

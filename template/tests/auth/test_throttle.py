@@ -6,7 +6,6 @@ from contextlib import suppress
 import anyio
 import httpx2
 import pytest
-from pydantic import SecretStr
 
 from app.auth.exceptions import LoginThrottledError
 from app.auth.throttle import LoginThrottle, ThrottleSettings
@@ -34,7 +33,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def throttle(clock: Clock) -> LoginThrottle:
-    return LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), SecretStr("secret"))
+    return LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), b"secret")
 
 
 async def fail(throttle: LoginThrottle, times: int, account: str, address: str) -> None:
@@ -127,9 +126,7 @@ async def test_a_success_does_not_forgive_guessing_from_elsewhere(throttle: Logi
 async def test_an_account_has_one_name_in_the_log_and_only_with_the_secret(
     throttle: LoginThrottle, clock: Clock
 ) -> None:
-    other_service = LoginThrottle(
-        MemoryRateLimiter(clock=clock), ThrottleSettings(), SecretStr("another")
-    )
+    other_service = LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), b"another")
     names = [
         (await throttle.admit("ada@people.example", "here")).account,
         (await throttle.admit("ada@people.example", "there")).account,
