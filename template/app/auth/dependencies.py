@@ -8,6 +8,7 @@ from starlette.requests import HTTPConnection
 from app.auth.service import Client, LoginService, SessionService
 from app.auth.throttle import LoginThrottle
 from app.core.access_tokens import AccessTokens
+from app.core.fair_limiter import subscriber_of
 from app.core.rate_limit import caller
 
 _MAX_USER_AGENT = 255
@@ -17,7 +18,7 @@ async def get_client(connection: HTTPConnection) -> Client:
     """Who sends the request."""
     user_agent = connection.headers.get("User-Agent", "").strip()[:_MAX_USER_AGENT]
     printable = "".join(character for character in user_agent if character.isprintable())
-    return Client(caller(connection), printable or None)
+    return Client(caller(connection), printable or None, subscriber_of(connection))
 
 
 async def get_sessions(connection: HTTPConnection) -> SessionService:

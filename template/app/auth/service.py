@@ -61,10 +61,17 @@ class SessionSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sends a request, as far as one can tell without a token."""
+    """Who sends a request, as far as one can tell without a token.
+
+    Args:
+        address: An IPv4 address, or the IPv6 network that one place has at least.
+        user_agent: What they say of their software.
+        network: The network that one subscriber has at most.
+    """
 
     address: str
     user_agent: str | None
+    network: str = ""
 
 
 class LoginService:
@@ -91,9 +98,10 @@ class LoginService:
         Raises:
             InvalidCredentialsError: whatever the reason; it takes as long for unknown accounts.
             LoginThrottledError: too many logins have failed.
+            OverloadedError: too many passwords are being verified.
         """
         email = _normalize(form.username)
-        attempt = await self._throttle.admit(email or form.username, client.address)
+        attempt = await self._throttle.admit(email or form.username, client.address, client.network)
         log = logger.bind(account=attempt.account)
         try:
             pair = await self._try(email, form.password.get_secret_value(), client, log)
@@ -113,7 +121,7 @@ class LoginService:
         for _ in range(_TRIES):
             user = None if email is None else await self._find(email)
             password_hash = None if user is None else user.password_hash
-            verified = await self._passwords.verify(password, password_hash)
+            verified = await self._passwords.verify(password, password_hash, client.network)
             if user is None:
                 log.warning("auth.login_failed", reason="unknown_account")
                 raise _refused()

@@ -15,6 +15,7 @@ from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers.argon2 import Argon2Hasher
 from pydantic import Field
 
+from app.core.fair_limiter import FairLimiter
 from app.core.settings import Section
 
 MIN_PASSWORD_LENGTH = 12
@@ -72,6 +73,13 @@ class PasswordSettings(Section):
         le=64,
         description="Hashes that a process computes at once; each takes its memory and a core.",
     )
+    PASSWORD_HASH_QUEUE_SIZE: int = Field(
+        default=32,
+        ge=0,
+        le=10_000,
+        description="Hashes that may wait for that. Networks take turns; beyond it logins, "
+        "registrations and new passwords answer 503.",
+    )
 
 
 class Verified(NamedTuple):
@@ -85,7 +93,7 @@ class Passwords:
     """Hashes and verifies passwords without stalling the event loop.
 
     Args:
-        settings: What a hash costs, and how many are computed at once.
+        settings: What a hash costs, how many are computed at once, and how many wait.
     """
 
     def __init__(self, settings: PasswordSettings) -> None:
@@ -99,6 +107,9 @@ class Passwords:
             salt_len=_SALT_BYTES,
         )
         self._hash = PasswordHash((hasher,))
+        self._turns = FairLimiter(
+            settings.PASSWORD_HASH_CONCURRENCY, settings.PASSWORD_HASH_QUEUE_SIZE
+        )
         # Apart from the threads of `offload`: logins must neither starve other work nor be starved.
         self._limiter = CapacityLimiter(settings.PASSWORD_HASH_CONCURRENCY)
         # Costs what a real one costs, and fits no password.
@@ -109,23 +120,37 @@ class Passwords:
             f"${_unpadded(secrets.token_bytes(_HASH_BYTES))}"
         )
 
-    async def hash(self, password: str) -> str:
-        """Hash a password for storing: the parameters, a random salt and the hash, in ASCII."""
-        return await to_thread.run_sync(
-            self._hash.hash, normalize_password(password), limiter=self._limiter
-        )
+    async def hash(self, password: str, network: str = "") -> str:
+        """Hash a password for storing: the parameters, a random salt and the hash, in ASCII.
 
-    async def verify(self, password: str, password_hash: str | None) -> Verified:
+        Args:
+            password: What somebody chose.
+            network: Where it comes from; those that wait take turns by it.
+
+        Raises:
+            OverloadedError: too many hashes are to be computed already.
+        """
+        async with self._turns.turn(network):
+            return await to_thread.run_sync(
+                self._hash.hash, normalize_password(password), limiter=self._limiter
+            )
+
+    async def verify(self, password: str, password_hash: str | None, network: str = "") -> Verified:
         """Say whether the password is the one that was hashed.
 
         Args:
             password: What somebody typed.
             password_hash: The stored hash; without one, for an unknown user, the answer is no
                 and takes as long.
+            network: Where it comes from; those that wait take turns by it.
+
+        Raises:
+            OverloadedError: too many hashes are to be computed already.
         """
-        return await to_thread.run_sync(
-            self._verify, normalize_password(password), password_hash, limiter=self._limiter
-        )
+        async with self._turns.turn(network):
+            return await to_thread.run_sync(
+                self._verify, normalize_password(password), password_hash, limiter=self._limiter
+            )
 
     def _verify(self, password: str, password_hash: str | None) -> Verified:
         # Half a character fits nothing, and takes as long as any other.

@@ -18,6 +18,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.settings import Section, SettingError
+from app.core.weak_passwords import is_well_known
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
@@ -43,19 +44,6 @@ _CLIENT_OPTIONS = (
     "statement_cache_size",
 )
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_WELL_KNOWN_PASSWORDS = (
-    "admin",
-    "app",
-    "changeme",
-    "default",
-    "example",
-    "password",
-    "postgres",
-    "postgresql",
-    "root",
-    "secret",
-    "test",
-)
 # Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE = (
     "08",  # connection exceptions
@@ -140,9 +128,12 @@ class DatabaseSettings(Section):
         if "DATABASE_URL" not in self.model_fields_set:
             yield "DATABASE_URL: must be set in production"
             return
-        password = _password(self.DATABASE_URL.get_secret_value())
+        url = self.DATABASE_URL.get_secret_value()
+        password, parts = _password(url), urlsplit(url)
         # No password at all may mean a client certificate, a password file or IAM.
-        if password is not None and (not password or password.lower() in _WELL_KNOWN_PASSWORDS):
+        if password is not None and (
+            not password or is_well_known(password, parts.username or "", parts.path)
+        ):
             yield "DATABASE_URL: has an empty or well-known password; choose a long random one"
 
 
