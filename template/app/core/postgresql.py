@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, cast
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -11,13 +12,25 @@ import asyncpg  # type: ignore[import-untyped]
 import structlog
 from anyio import CancelScope
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, BigInteger, Index, event, text
+from sqlalchemy import (
+    AdaptedConnection,
+    BigInteger,
+    ColumnElement,
+    Index,
+    Interval,
+    event,
+    func,
+    literal,
+    text,
+    type_coerce,
+)
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.settings import Section, SettingError
+from app.core.types import UtcDateTime
 from app.core.weak_passwords import is_well_known
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
@@ -196,6 +209,17 @@ def _password(url: str) -> str | None:
     if "password" in query:
         return query["password"][-1]
     return unquote(password) if at and colon else None
+
+
+def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The time of the statement by the server's clock, for what several processes decide about.
+
+    Theirs need not agree.
+
+    Args:
+        after: What to add to it; less than nothing for a time in the past.
+    """
+    return type_coerce(func.statement_timestamp() + literal(after, Interval()), UtcDateTime())
 
 
 def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
