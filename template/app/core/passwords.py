@@ -23,6 +23,9 @@ MAX_PASSWORD_LENGTH = 128
 
 _SALT_BYTES = 16
 _HASH_BYTES = 32
+# What OWASP holds to be equally strong: by the number of passes, the memory. More passes than that
+# make up for no less memory.
+_LEAST_KIB = {1: 47_104, 2: 19_456, 3: 12_288, 4: 9_216, 5: 7_168}
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 # What fingers find without thinking, forwards and backwards.
 _ROWS = (
@@ -80,6 +83,17 @@ class PasswordSettings(Section):
         description="Hashes that may wait for that. Networks take turns; beyond it logins, "
         "registrations and new passwords answer 503.",
     )
+
+    def production_problems(self) -> Iterator[str]:
+        """Refuse a hash that is cheap to try again, however memory and passes make it so."""
+        yield from super().production_problems()
+        passes = self.PASSWORD_HASH_ITERATIONS
+        least = _LEAST_KIB[min(passes, max(_LEAST_KIB))]
+        if least > self.PASSWORD_HASH_MEMORY_KIB:
+            yield (
+                f"PASSWORD_HASH_MEMORY_KIB: must be {least} at least in production with "
+                f"PASSWORD_HASH_ITERATIONS={passes}"
+            )
 
 
 class Verified(NamedTuple):
@@ -187,7 +201,7 @@ def weakness(password: str, context: Iterable[str] = ()) -> str | None:
         return f"should have at most {MAX_PASSWORD_LENGTH} characters"
     known = {part for item in context for part in _parts(item.lower())}
     # Before and after: an address may hold a run, and a run may part a name.
-    rest = _without(_without_runs(_without(text.lower(), known)), known)
+    rest = _without(without_runs(_without(text.lower(), known)), known)
     rest = _without(rest, _longest_common_word(rest))
     if len({character for character in rest if not character.isspace()}) < _MIN_DISTINCT:
         return "is too easy to guess: it is a common password, a name or a pattern"
@@ -217,7 +231,8 @@ def _without(text: str, words: set[str]) -> str:
     return text
 
 
-def _without_runs(text: str) -> str:
+def without_runs(text: str) -> str:
+    """Take away years, runs of the keyboard, and all but the first of what is repeated."""
     text = _YEAR.sub("", _REPEATED.sub(r"\1", text))
     kept: list[str] = []
     position = 0

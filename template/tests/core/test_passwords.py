@@ -199,3 +199,24 @@ def test_the_check_of_a_long_password_does_not_stall_the_process(password: str) 
     start = time.process_time()
     weakness(password)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    ("memory", "iterations", "accepted"),
+    [
+        (65_536, 3, True),
+        (47_104, 1, True),
+        (7_168, 5, True),
+        (7_168, 50, True),
+        (8, 1, False),
+        (19_456, 1, False),
+        (4_096, 100, False),
+    ],
+)
+def test_production_refuses_hashes_that_are_cheap_to_try(
+    memory: int, iterations: int, accepted: bool
+) -> None:
+    settings = PasswordSettings(
+        PASSWORD_HASH_MEMORY_KIB=memory, PASSWORD_HASH_ITERATIONS=iterations
+    )
+    assert (not list(settings.production_problems())) is accepted

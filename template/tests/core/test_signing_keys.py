@@ -183,6 +183,7 @@ def test_the_start_is_refused_with_the_name_of_the_variable(
         ({}, "SECRET_KEY: must be set"),
         ({"SECRET_KEY": "a1b2" * 16}, "SECRET_KEY: looks made up"),
         ({"SECRET_KEY": "please-change-me-before-production-0123"}, "SECRET_KEY: looks made up"),
+        ({"SECRET_KEY": "my-service-production-secret-key-1"}, "SECRET_KEY: looks made up"),
         ({"SECRET_KEY": f"Insecure{SECRET}"}, "SECRET_KEY: looks made up"),
         (
             {"SECRET_KEY": SECRET, "SECRET_KEYS_ACCEPTED": f"{SECRET},{'a1b2' * 16}"},
