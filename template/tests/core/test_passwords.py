@@ -8,7 +8,7 @@ import anyio
 import pytest
 from pwdlib import PasswordHash
 
-from app.core.passwords import Passwords, PasswordSettings, weakness
+from app.core.passwords import MIN_PASSWORD_LENGTH, Passwords, PasswordSettings, _common, weakness
 
 CHEAP: dict[str, Any] = {
     "PASSWORD_HASH_MEMORY_KIB": 8,
@@ -220,3 +220,20 @@ def test_production_refuses_hashes_that_are_cheap_to_try(
         PASSWORD_HASH_MEMORY_KIB=memory, PASSWORD_HASH_ITERATIONS=iterations
     )
     assert (not list(settings.production_problems())) is accepted
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["michaeljordan", "letmeinplease", "MichaelJordan23", "M1chaelJ0rdan", "iloveyouforever"],
+)
+def test_two_common_words_that_nothing_parts_are_refused(password: str) -> None:
+    assert "easy to guess" in (weakness(password) or "")
+
+
+def test_each_common_password_that_is_long_enough_is_refused_however_it_is_typed() -> None:
+    long = [word for word in _common() if len(word) >= MIN_PASSWORD_LENGTH]
+    assert len(_common()) > 2800
+    assert len(long) > 190
+    for word in long:
+        assert weakness(word), word
+        assert weakness(word.upper()), word
