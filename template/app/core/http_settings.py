@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -59,6 +59,24 @@ def _is_proxy(value: str) -> bool:
     return True
 
 
+def _is_plain(origin: str) -> bool:
+    url = urlsplit(origin)
+    try:
+        is_local = ip_address(url.hostname or "").is_loopback
+    except ValueError:
+        is_local = url.hostname == "localhost"
+    return url.scheme == "http" and not is_local
+
+
+def _is_almost_everybody(value: str) -> bool:
+    try:
+        network = ip_network(value)
+    except ValueError:
+        return False
+    # The largest private networks are 10.0.0.0/8 and fc00::/7.
+    return network.prefixlen < {4: 8, 6: 7}[network.version]
+
+
 class HttpSettings(Section):
     """What the service accepts over HTTP."""
 
@@ -94,7 +112,12 @@ class HttpSettings(Section):
     )
 
     def production_problems(self) -> Iterator[str]:
-        """Refuse to let every site's pages call the API."""
+        """Refuse to let every site's pages call the API, and everybody say where they come from."""
         yield from super().production_problems()
         if "*" in self.ALLOWED_ORIGINS:
             yield "ALLOWED_ORIGINS: name the origins in production; `*` lets every site call"
+        # Whoever is on the way can put a script of their own into a page without TLS.
+        elif any(map(_is_plain, self.ALLOWED_ORIGINS)):
+            yield "ALLOWED_ORIGINS: must be https:// in production, except on this machine"
+        if any(map(_is_almost_everybody, self.TRUSTED_PROXIES)):
+            yield "TRUSTED_PROXIES: name the proxies; whoever is one can claim any address"

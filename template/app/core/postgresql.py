@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, cast
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -11,13 +12,26 @@ import asyncpg  # type: ignore[import-untyped]
 import structlog
 from anyio import CancelScope
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, BigInteger, Index, event, text
+from sqlalchemy import (
+    AdaptedConnection,
+    BigInteger,
+    ColumnElement,
+    Index,
+    Interval,
+    event,
+    func,
+    literal,
+    text,
+    type_coerce,
+)
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.core.settings import Section, SettingError
+from app.core.types import UtcDateTime
+from app.core.weak_passwords import is_well_known
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 
@@ -43,19 +57,6 @@ _CLIENT_OPTIONS = (
     "statement_cache_size",
 )
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_WELL_KNOWN_PASSWORDS = (
-    "admin",
-    "app",
-    "changeme",
-    "default",
-    "example",
-    "password",
-    "postgres",
-    "postgresql",
-    "root",
-    "secret",
-    "test",
-)
 # Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE = (
     "08",  # connection exceptions
@@ -140,9 +141,12 @@ class DatabaseSettings(Section):
         if "DATABASE_URL" not in self.model_fields_set:
             yield "DATABASE_URL: must be set in production"
             return
-        password = _password(self.DATABASE_URL.get_secret_value())
+        url = self.DATABASE_URL.get_secret_value()
+        password, parts = _password(url), urlsplit(url)
         # No password at all may mean a client certificate, a password file or IAM.
-        if password is not None and (not password or password.lower() in _WELL_KNOWN_PASSWORDS):
+        if password is not None and (
+            not password or is_well_known(password, parts.username or "", parts.path)
+        ):
             yield "DATABASE_URL: has an empty or well-known password; choose a long random one"
 
 
@@ -205,6 +209,17 @@ def _password(url: str) -> str | None:
     if "password" in query:
         return query["password"][-1]
     return unquote(password) if at and colon else None
+
+
+def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The time of the statement by the server's clock, for what several processes decide about.
+
+    Theirs need not agree.
+
+    Args:
+        after: What to add to it; less than nothing for a time in the past.
+    """
+    return type_coerce(func.statement_timestamp() + literal(after, Interval()), UtcDateTime())
 
 
 def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:

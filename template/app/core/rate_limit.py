@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import NamedTuple, Protocol, TypeAlias
 
 from pydantic import Field
@@ -246,14 +246,23 @@ def caller(connection: HTTPConnection) -> str:
     principal = principal_of(connection)
     if not principal.is_anonymous:
         return f"principal:{principal.id}"
+    return f"address:{network_of(connection)}"
+
+
+def network_of(connection: HTTPConnection, ipv6_prefix: int = 64) -> str:
+    """Where a request comes from: an IPv4 address or an IPv6 network, whoever is asking.
+
+    Args:
+        connection: The request.
+        ipv6_prefix: How many bits name the network; one subscriber holds a /64 at least (RFC 6177).
+    """
     # A Unix socket reports no client: all share one budget, unless its proxy is trusted.
     client = connection.scope.get("client")
-    return f"address:{_network(client[0]) if client else 'unknown'}"
+    return _network(client[0], ipv6_prefix) if client else "unknown"
 
 
 @lru_cache(maxsize=4096)
-def _network(host: str) -> str:
-    """An IPv6 host's /64, as one subscriber holds at least that many addresses (RFC 6177)."""
+def _network(host: str, ipv6_prefix: int) -> str:
     if ":" not in host:
         return host
     try:
@@ -262,7 +271,7 @@ def _network(host: str) -> str:
         return host
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(IPv6Network((int(address), ipv6_prefix), strict=False))
 
 
 def _route(connection: HTTPConnection) -> str:

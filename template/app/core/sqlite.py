@@ -4,12 +4,22 @@ import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import aiosqlite
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, Connection, Index, Integer, event, text
+from sqlalchemy import (
+    AdaptedConnection,
+    ColumnElement,
+    Connection,
+    Index,
+    Integer,
+    event,
+    literal,
+    text,
+)
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
@@ -18,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from app.core.settings import Section, SettingError
+from app.core.types import UtcDateTime
 
 _DRIVERS = ("sqlite", "sqlite+aiosqlite")
 _EXPECTED = "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
@@ -87,6 +98,15 @@ def normalize_url(url: str) -> str:
         message = "must name a file; a database in memory is not shared by connections"
         raise SettingError(message)
     return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
+
+
+def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The time that all processes agree on: they are on the machine that has the file.
+
+    Args:
+        after: What to add to it; less than nothing for a time in the past.
+    """
+    return literal(datetime.now(UTC) + after, UtcDateTime())
 
 
 def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
