@@ -58,6 +58,12 @@ class RedisSettings(Section):
         "service goes on without Redis until it answers again.",
     )
 
+    REDIS_REQUIRED: bool = Field(
+        default=False,
+        description="Whether requests should go elsewhere while Redis does not answer: for a "
+        "service that keeps in it what requests cannot do without.",
+    )
+
     def production_problems(self) -> Iterator[str]:
         yield from super().production_problems()
         if "REDIS_URL" not in self.model_fields_set:

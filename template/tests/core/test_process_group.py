@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -44,10 +44,8 @@ def _supervised(database_url: str, folder: Path) -> Iterator[ServedProcess]:
     try:
         yield ServedProcess(f"http://127.0.0.1:{port}", process, output)
     finally:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
