@@ -37,7 +37,7 @@ def main() -> None:
     # Python writes what it has compiled.
     sys.dont_write_bytecode = True
     sys.addaudithook(_watch)
-    time.time = time.monotonic = _look_at_the_clock  # type: ignore[assignment]
+    time.time = time.monotonic = _look_at_the_clock
     for name in ("app", *names):
         import_module(name)
 
