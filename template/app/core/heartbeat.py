@@ -9,9 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-DEFAULT_FILE = Path(tempfile.gettempdir()) / "worker-heartbeat.json"
-"""Where a worker shows that it is alive unless `WORKER_HEARTBEAT_FILE` names another place."""
-
 _INTERVAL_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 _LATE_SECONDS = 10.0
@@ -30,6 +27,19 @@ class Heartbeat:
     def state(self) -> tuple[bool, bool]:
         """What a probe wants to know at once when it changes."""
         return self.draining, self.working_at > 0
+
+
+def heartbeat_file(configured: str | Path | None) -> Path:
+    """Where a worker shows that it is alive.
+
+    Args:
+        configured: `WORKER_HEARTBEAT_FILE`; by default a file in the system's temporary folder.
+
+    Raises:
+        FileNotFoundError: none is configured, and no temporary folder can be written.
+    """
+    # Not while modules are imported: the search writes, and the service runs without a worker.
+    return Path(configured or Path(tempfile.gettempdir()) / "worker-heartbeat.json")
 
 
 def write_heartbeat(file: Path, heartbeat: Heartbeat) -> None:

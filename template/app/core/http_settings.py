@@ -110,6 +110,13 @@ class HttpSettings(Section):
     REQUEST_TIMEOUT_SECONDS: float = Field(
         default=30, gt=0, le=3600, description="How long a request may take to start its answer."
     )
+    SEND_TIMEOUT_SECONDS: float = Field(
+        default=30,
+        ge=0.1,
+        le=3600,
+        description="How long a client may read nothing of what it is sent before its connection "
+        "is dropped.",
+    )
 
     def production_problems(self) -> Iterator[str]:
         """Refuse to let every site's pages call the API, and everybody say where they come from."""

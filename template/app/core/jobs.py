@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import outbox
 from app.core.database import Database
-from app.core.heartbeat import DEFAULT_FILE
 from app.core.settings import Section
 
 P = TypeVar("P", bound=BaseModel)
@@ -53,8 +52,8 @@ class JobSettings(Section):
         description="How long a job that a worker's release does not know waits for a worker that "
         "does: longer than old and new releases work side by side.",
     )
-    WORKER_HEARTBEAT_FILE: Path = Field(
-        default=DEFAULT_FILE,
+    WORKER_HEARTBEAT_FILE: Path | None = Field(
+        default=None,
         description="Where a worker shows that it is alive; in the system's folder for temporary "
         "files by default. Workers on one machine need different ones to be told apart.",
     )

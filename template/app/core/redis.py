@@ -194,12 +194,14 @@ class RedisClient:
                 self._not_removed += 1
 
     async def ping(self) -> None:
-        """Prove that the server takes writes, whatever the breaker thinks of it.
+        """Prove that the server takes writes.
 
         Raises:
-            Exception: it does not, or not in time.
+            RedisUnavailableError: it does not answer, or did not when it was last asked: a probe
+                must not be slow for as long as the server hangs.
+            RedisError: it refuses.
         """
-        await self._bounded(self._probe)
+        await self.call(self._probe)
 
     def on_recovery(self, command: Command[object]) -> None:
         """Have `command` run after each outage, before anyone else uses the server again."""

@@ -66,6 +66,11 @@ class RedisSettings(Section):
         description="Whether production may use a server on another machine without a password, or "
         "without TLS that checks its certificate, because the network between them is trusted.",
     )
+    REDIS_REQUIRED: bool = Field(
+        default=False,
+        description="Whether requests should go elsewhere while Redis does not answer: for a "
+        "service that keeps in it what requests cannot do without.",
+    )
 
     def production_problems(self) -> Iterator[str]:
         yield from super().production_problems()

@@ -1,6 +1,6 @@
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,8 +16,8 @@ from app.core.database import Database
 from app.core.job_runner import JobRunner
 from app.core.jobs import JobContext, JobRegistry, Tick
 from app.core.outbox import Ticket
+from app.orders.exports import download, repository, router, service
 from app.orders.exports import jobs as export_jobs
-from app.orders.exports import repository, service
 from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
 from app.settings import Settings
@@ -323,3 +323,33 @@ async def test_old_exports_are_deleted_with_their_files(
         kept: Sequence[UUID] = (await session.scalars(select(OrderExport.id))).all()
         chunks = await session.scalar(select(func.count()).select_from(OrderExportChunk))
     assert (kept, chunks) == ([ids[5]], 1)
+
+
+async def test_a_caller_fetches_few_files_at_once(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    settings: Settings,
+    orders: OrderFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await orders.placed()
+    [export_id] = await several(1, client, jobs, settings)
+    read, reading, resumed = service.read_file, anyio.Event(), anyio.Event()
+
+    async def read_slowly(database: Database, export_id: UUID) -> AsyncIterator[bytes]:
+        async for chunk in read(database, export_id):
+            reading.set()
+            await resumed.wait()
+            yield chunk
+
+    monkeypatch.setattr(router, "read_file", read_slowly)
+    monkeypatch.setattr(download, "MOST_AT_ONCE", 1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.get, f"{PATH}/{export_id}/file")
+        await reading.wait()
+        refused = await client.get(f"{PATH}/{export_id}/file")
+        resumed.set()
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["retry-after"] == "1"
+    assert (await client.get(f"{PATH}/{export_id}/file")).status_code == 200
