@@ -19,7 +19,14 @@ from app.core.job_gate import JobGate
 from app.core.job_leases import JobLeases
 from app.core.job_rollout import next_offer
 from app.core.job_task import GRACE_SECONDS, HandlerTasks, describe
-from app.core.jobs import Job, JobContext, JobRegistry, JobSettings, PayloadMismatchError
+from app.core.jobs import (
+    Job,
+    JobContext,
+    JobRegistry,
+    JobSettings,
+    PayloadMismatchError,
+    UnfinishedError,
+)
 from app.core.outbox import OutboxJob, SupersededError, Ticket
 
 # A worker that has to end does not wait for a database that hangs.
@@ -27,6 +34,8 @@ _CLEANUP_SECONDS = 5
 # How many workers a job may lose. More than it may fail, as another may be what kills them.
 _MAX_LOST = 10
 _MAX_TRACEBACK = 20_000
+# How long others go first; the queue must have forgotten the ticket by then.
+_TURN = timedelta(seconds=0.3)
 
 logger = structlog.get_logger(__name__)
 
@@ -126,6 +135,8 @@ class JobRunner:
             await self._handle(definition, row, held)
         except SupersededError:
             logger.warning("job_superseded")
+        except UnfinishedError:
+            await self._give_back(held, _TURN)
         except Exception as error:  # noqa: BLE001
             await self._fail(row, held, definition, error)
         else:
@@ -214,11 +225,11 @@ class JobRunner:
             logger.exception("dead_letter_handler_failed")
             await bury()
 
-    async def _give_back(self, held: Ticket) -> None:
+    async def _give_back(self, held: Ticket, delay: timedelta = timedelta()) -> None:
         with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
             try:
                 async with self._database.transaction() as session:
-                    await outbox.give_back(session, held)
+                    await outbox.give_back(session, held, delay)
             except SupersededError:
                 return
             except Exception:

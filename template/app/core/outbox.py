@@ -287,13 +287,13 @@ async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> Non
     )
 
 
-async def give_back(session: AsyncSession, ticket: Ticket) -> None:
-    """Undo `begin_try`: the try was ended from outside and does not count.
+async def give_back(session: AsyncSession, ticket: Ticket, delay: timedelta = timedelta()) -> None:
+    """Undo `begin_try`: the try has not come to an end and does not count.
 
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC))
+    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC) + delay)
 
 
 async def _change(session: AsyncSession, ticket: Ticket, **values: Any) -> None:
