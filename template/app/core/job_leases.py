@@ -5,6 +5,7 @@ import time
 from datetime import timedelta
 
 import structlog
+from anyio import CancelScope
 from anyio.from_thread import start_blocking_portal
 
 from app.core import outbox
@@ -55,7 +56,8 @@ class JobLeases:
                 await asyncio.sleep(self._seconds / 4)
                 await self._renew(database)
         finally:
-            await database.close()
+            with CancelScope(shield=True):
+                await database.close()
 
     async def _renew(self, database: Database) -> None:
         now = time.monotonic()

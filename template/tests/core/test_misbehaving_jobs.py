@@ -43,6 +43,10 @@ async def change(jobs: Jobs, **values: Any) -> None:
         await session.execute(update(OutboxJob).values(**values))
 
 
+async def count_stuck(runner: JobRunner) -> int:
+    return runner.stuck
+
+
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_task, "GRACE_SECONDS", 0.1)
@@ -190,11 +194,7 @@ async def test_who_does_not_end_when_cancelled_is_given_up_and_makes_the_worker_
     await asyncio.sleep(0.05)
     assert len(cancelled) == rounds
     released.set()
-
-    async def stuck() -> int:
-        return runner.stuck
-
-    await eventually(stuck, lambda found: found == 0)
+    await eventually(lambda: count_stuck(runner), lambda found: found == 0)
     # It comes too late: what it has written is rolled back.
     assert not await jobs.rows()
 
@@ -299,8 +299,11 @@ async def test_a_handler_of_dead_letters_that_does_not_end_cannot_prevent_them(
     await jobs.enqueue(failing, payload)
     [row] = await jobs.rows()
 
-    await a_runner(jobs, settings, failing).run(Ticket(row.id, 0))
+    runner = a_runner(jobs, settings, failing)
+    await runner.run(Ticket(row.id, 0))
+    assert runner.stuck == 1
     released.set()
+    await eventually(lambda: count_stuck(runner), lambda found: found == 0)
 
     [letter] = await jobs.letters()
     assert letter.error == "ZeroDivisionError"
