@@ -11,7 +11,6 @@ from typing import Any
 import httpx2
 import pytest
 from anyio.from_thread import start_blocking_portal
-from app.settings import Settings
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
@@ -20,6 +19,7 @@ from app.core.heartbeat import find_problem
 from app.core.job_runner import JobRunner
 from app.core.jobs import Job, JobContext, JobRegistry, job
 from app.core.outbox import OutboxJob, Ticket
+from app.settings import Settings
 from tests.fixtures.jobs import Jobs, Work, eventually
 from tests.jobs import definitions
 from tests.jobs.definitions import QUICKLY, Note

@@ -10,15 +10,15 @@ from typing import Any
 
 import anyio
 import pytest
-from app.core.database import Database
-from app.settings import Settings
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sqlalchemy import update
 
 from app.core import job_rollout, outbox, relay
+from app.core.database import Database
 from app.core.outbox import JobsEnqueued, OutboxJob, Ticket
 from app.core.redis import RedisClient, open_redis
 from app.core.relay import Relay, listen, wake_relays
+from app.settings import Settings
 from devtools.valkey import ValkeyServer
 from tests.fixtures.jobs import Jobs, eventually
 from tests.jobs.definitions import Note, note, of_the_next_release

@@ -1,10 +1,9 @@
 """The tests' worker, without patience for jobs that do not end."""
 
-from app.settings import load_settings
-from app.worker_lifespan import serve
-
 from app.core import job_task, worker_process
 from app.core.logging import configure_logging
+from app.settings import load_settings
+from app.worker_lifespan import serve
 from tests.jobs.worker import create_registry
 
 if __name__ == "__main__":

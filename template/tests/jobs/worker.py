@@ -1,11 +1,10 @@
 """A worker that knows the tests' jobs as well: `python -m tests.jobs.worker`."""
 
-from app.settings import load_settings
-from app.worker_lifespan import job_modules, serve
-
 from app.core.jobs import JobRegistry
 from app.core.logging import configure_logging
 from app.core.worker_process import run_to_end
+from app.settings import load_settings
+from app.worker_lifespan import job_modules, serve
 from tests.jobs import definitions
 
 

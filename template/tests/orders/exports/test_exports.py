@@ -10,11 +10,10 @@ from uuid import UUID, uuid4
 import anyio
 import httpx2
 import pytest
-from app.core.database import Database
-from app.settings import Settings
 from sqlalchemy import func, select
 
 from app.core import dead_letters, outbox
+from app.core.database import Database
 from app.core.job_runner import JobRunner
 from app.core.jobs import JobContext, JobRegistry, Tick
 from app.core.outbox import Ticket
@@ -22,6 +21,7 @@ from app.orders.exports import csv_file, repository, service
 from app.orders.exports import jobs as export_jobs
 from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
+from app.settings import Settings
 from tests.factories.orders import OrderFactory
 from tests.fixtures.caller import Caller
 from tests.fixtures.jobs import Jobs, WorkHere, eventually
