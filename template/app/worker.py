@@ -1,7 +1,6 @@
 """The worker's command: runs the jobs that the service has handed over, or tells how it is."""
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -34,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run() -> None:
     from app.core.jobs import JobRegistry  # noqa: PLC0415
     from app.core.logging import configure_logging  # noqa: PLC0415
+    from app.core.worker_process import run_to_end  # noqa: PLC0415
     from app.settings import InvalidSettingsError, load_settings  # noqa: PLC0415
     from app.worker_lifespan import job_modules, serve  # noqa: PLC0415
 
@@ -52,7 +52,7 @@ def _run() -> None:
     configure_logging(settings)
     # Two lines for each ticket; the runner has one for each try, with the job's name.
     logging.getLogger("arq").setLevel(logging.WARNING)
-    asyncio.run(serve(settings, JobRegistry.of(job_modules())))
+    run_to_end(serve(settings, JobRegistry.of(job_modules())))
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ class Heartbeat:
 
     working_at: float
     draining: bool
+    stuck: int = 0
     alive_at: float = field(default_factory=time.time)
     pid: int = field(default_factory=os.getpid)
 
     @property
-    def state(self) -> tuple[bool, bool]:
+    def state(self) -> tuple[bool, bool, int]:
         """What a probe wants to know at once when it changes."""
-        return self.draining, self.working_at > 0
+        return self.draining, self.working_at > 0, self.stuck
 
 
 def heartbeat_file(configured: str | Path | None) -> Path:
@@ -52,7 +53,8 @@ def write_heartbeat(file: Path, heartbeat: Heartbeat) -> None:
 def find_problem(file: Path, *, ready: bool) -> str | None:
     """What is wrong with the process behind the file; `None` when nothing is.
 
-    Alive is a process that exists and whose event loop ran within the last ten seconds. Ready is
+    Alive is a process that exists, whose event loop ran within the last ten seconds, and of whose
+    handlers each ends when it is cancelled: of one that does not only a restart gets rid. Ready is
     one that also reached its queue in that time and does not drain; it comes and goes with Redis,
     so it is no reason to restart anything.
 
@@ -72,6 +74,8 @@ def find_problem(file: Path, *, ready: bool) -> str | None:
         problem = "is gone"
     elif now - heartbeat.alive_at > _LATE_SECONDS:
         problem = f"has been stuck for {now - heartbeat.alive_at:.0f} s"
+    elif heartbeat.stuck:
+        problem = f"has {heartbeat.stuck} jobs that do not end"
     elif ready and heartbeat.draining:
         problem = "is about to end"
     elif ready and now - heartbeat.working_at > _LATE_SECONDS:

@@ -103,6 +103,14 @@ class PayloadMismatchError(Exception):
     """The stored payload does not fit this release's model of it."""
 
 
+class UnfinishedError(Exception):
+    """Raised by a handler that has more to do than one try should, and has kept what it did.
+
+    What it wrote through its session is rolled back, so that has to be in transactions of its own.
+    The job goes on soon, after others had their turn; neither a try nor a failure is counted.
+    """
+
+
 Handler = Callable[[P, JobContext], Awaitable[None]]
 DeadLetterHandler = Callable[[P, AsyncSession], Awaitable[None]]
 

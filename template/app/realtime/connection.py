@@ -173,14 +173,15 @@ class Connection:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                self._note_end(message.get("code", _NO_CODE))
+                self._note_end(message.get("code", _NO_CODE), has_said_so="reason" in message)
                 return
             if self._end is None:
                 await self._take(message.get("text"))
 
-    def _note_end(self, code: int) -> None:
-        # Such as a heartbeat that was missed, a breach of the protocol, a network that has gone.
-        if self._end is None and code not in _ORDERLY:
+    def _note_end(self, code: int, *, has_said_so: bool) -> None:
+        # Such as a breach of the protocol, or a heartbeat that was missed or a network that has
+        # gone, of which uvicorn tells without a reason, not even an empty one.
+        if self._end is None and not (has_said_so and code in _ORDERLY):
             logger.info("websocket_lost", code=int(code), principal=self.principal.id)
 
     def _count(self) -> None:
