@@ -11,7 +11,7 @@ from jinja2 import StrictUndefined
 
 from tests.branches import conditions, jinja_files, recorded_branches
 from tests.combinations import COMBINATIONS
-from tests.questions import BAD_ANSWERS, GOOD_ANSWERS, refusal
+from tests.questions import BAD_ANSWERS, CONTRADICTIONS, GOOD_ANSWERS, refusal
 from tests.rendering import Renderer
 from tests.snapshot import ROOT, template_files
 from tests.update.repository import TemplateRepository
@@ -38,7 +38,7 @@ def test_every_condition_goes_both_ways(
         renderer = Renderer(template, folder / "branches")
         for answers in (*(c.answers for c in COMBINATIONS), *GOOD_ANSWERS):
             service = renderer.render(answers)
-        for answers, _ in BAD_ANSWERS:
+        for answers, _ in BAD_ANSWERS + CONTRADICTIONS:
             refusal(template, answers)
         refusal(template, {"project_slug": "other"}, folder=service)
         updated = repository.copy(repository.head, folder / "branches-updated")
