@@ -223,7 +223,8 @@ def test_an_empty_variable_leaves_the_one_of_the_file(
 def test_the_file_is_read_as_a_shell_would(tmp_path: Path, written: str, expected: str) -> None:
     lines = ["APP=Shop", "LITERAL='$x${APP}'", f"export APP_NAME={written}", ""]
     (tmp_path / ".env").write_text("\n".join(lines))
-    assert load_settings().APP_NAME == expected
+    settings = load_settings()
+    assert expected == settings.APP_NAME
 
 
 @pytest.mark.parametrize(
