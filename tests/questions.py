@@ -180,12 +180,14 @@ CHANGED_ANSWERS: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
 )
 
 
-def refusal(template: Path, answers: dict[str, Any], folder: Path | None = None) -> str:
+def refusal(
+    template: Path, answers: dict[str, Any], folder: Path | None = None, *, quiet: bool = True
+) -> str:
     """What Copier says when it is given these answers as data."""
     destination = folder or template.parent / "refused"
     with fast_copier(), pytest.raises(UserMessageError) as caught:
         copier.run_copy(
-            str(template), destination, data=answers, defaults=True, quiet=True, unsafe=False
+            str(template), destination, data=answers, defaults=True, quiet=quiet, unsafe=False
         )
     assert not destination.exists() or folder is not None, "something was rendered all the same"
     return str(caught.value)

@@ -40,7 +40,9 @@ def test_every_condition_goes_both_ways(
             service = renderer.render(answers)
         for answers, _ in BAD_ANSWERS + CONTRADICTIONS:
             refusal(template, answers)
-        refusal(template, {"project_slug": "other"}, folder=service)
+        for quiet in (True, False):
+            refusal(template, {"use_arq": True}, quiet=quiet)
+            refusal(template, {"project_slug": "other"}, folder=service, quiet=quiet)
         updated = repository.copy(repository.head, folder / "branches-updated")
         # Not to the release that is made up: its lines are not those of the working tree.
         update(updated, version=repository.head)
