@@ -221,7 +221,7 @@ def test_an_empty_variable_leaves_the_one_of_the_file(
     ],
 )
 def test_the_file_is_read_as_a_shell_would(tmp_path: Path, written: str, expected: str) -> None:
-    lines = ["APP=Shop", "LITERAL='$x${APP}'", f"export APP_NAME={written}", ""]
+    lines = ["APP=Shop", "LITERAL='$x${APP}'", f"APP_NAME={written}", ""]
     (tmp_path / ".env").write_text("\n".join(lines))
     settings = load_settings()
     assert expected == settings.APP_NAME
