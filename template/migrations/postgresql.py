@@ -19,8 +19,12 @@ from app.core.postgresql import DatabaseSettings, create_engine
 # to fail: the deployment can be repeated.
 _LOCK_TIMEOUT_SECONDS = 5
 _POLL_SECONDS = 0.5
-# Any number will do that nobody else uses as an advisory lock in this database.
-_ADVISORY_LOCK = 6_502_130_187_462_315
+# Any number will do that nobody else uses as an advisory lock in this database. It is held by a
+# transaction, because a pooler may give the session, and what it holds, to somebody else.
+_TAKE_TURN = text(
+    "SELECT pg_try_advisory_xact_lock(6502130187462315),"
+    " set_config('idle_in_transaction_session_timeout', '0', true)"
+)
 
 logger = logging.getLogger("alembic.env")
 
@@ -39,26 +43,25 @@ async def connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
     )
     engine = create_engine(settings)
     try:
-        async with engine.connect() as connection:
-            await _wait_for_turn(connection)
+        # Two connections, because the turn lasts longer than a migration's own transaction.
+        async with engine.connect() as turn, engine.connect() as connection:
+            await _wait_for(turn)
             yield connection
     finally:
-        # Also gives the advisory lock back, which belongs to the connection.
         await engine.dispose()
 
 
-async def _wait_for_turn(connection: AsyncConnection) -> None:
-    take = text("SELECT pg_try_advisory_lock(:key)").bindparams(key=_ADVISORY_LOCK)
+async def _wait_for(turn: AsyncConnection) -> None:
     waiting = False
     # Asked again and again, because CREATE INDEX CONCURRENTLY would wait for the end of a
-    # statement that waits, and neither would ever finish.
-    while not await connection.scalar(take):
-        await connection.commit()
+    # statement that waits, and neither would ever finish. For a transaction that is idle between
+    # two statements it does not wait.
+    while not await turn.scalar(_TAKE_TURN):
+        await turn.rollback()
         if not waiting:
             logger.info("Waiting for another process to finish its migrations")
             waiting = True
         await asyncio.sleep(_POLL_SECONDS)
-    await connection.commit()
 
 
 class ConcurrentIndexOps(ops.MigrateOperation):

@@ -36,6 +36,7 @@ async def engine(scratch_database_url: str) -> AsyncIterator[AsyncEngine]:
         ("sqlite:///app.db", "sqlite+aiosqlite:///app.db"),
         ("sqlite:////var/lib/app.db", "sqlite+aiosqlite:////var/lib/app.db"),
         ("sqlite+aiosqlite:///app.db", "sqlite+aiosqlite:///app.db"),
+        ("sqlite:///app.db?check_same_thread=false", "sqlite+aiosqlite:///app.db"),
     ],
 )
 def test_relative_and_absolute_files_are_accepted(given: str, used: str) -> None:
@@ -46,6 +47,7 @@ def test_relative_and_absolute_files_are_accepted(given: str, used: str) -> None
     ("url", "complaint"),
     [
         ("sqlite://", "file"),
+        ("sqlite:///app.db?timeout=5", "timeout"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite:///file:app?mode=memory&uri=true", "in memory"),
         ("sqlite://app.db", "must look like sqlite:///"),
