@@ -21,10 +21,7 @@ _LOCK_TIMEOUT_SECONDS = 5
 _POLL_SECONDS = 0.5
 # Any number will do that nobody else uses as an advisory lock in this database. It is held by a
 # transaction, because a pooler may give the session, and what it holds, to somebody else.
-_TAKE_TURN = text(
-    "SELECT pg_try_advisory_xact_lock(6502130187462315),"
-    " set_config('idle_in_transaction_session_timeout', '0', true)"
-)
+_TAKE_TURN = text("SELECT pg_try_advisory_xact_lock(6502130187462315)")
 
 logger = logging.getLogger("alembic.env")
 
@@ -54,14 +51,16 @@ async def connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
 async def _wait_for(turn: AsyncConnection) -> None:
     waiting = False
     # Asked again and again, because CREATE INDEX CONCURRENTLY would wait for the end of a
-    # statement that waits, and neither would ever finish. For a transaction that is idle between
-    # two statements it does not wait.
+    # statement that waits, and neither would ever finish.
     while not await turn.scalar(_TAKE_TURN):
         await turn.rollback()
         if not waiting:
             logger.info("Waiting for another process to finish its migrations")
             waiting = True
         await asyncio.sleep(_POLL_SECONDS)
+    # However long the migrations take. And for an idle transaction CREATE INDEX CONCURRENTLY does
+    # not wait, once a statement without a snapshot has taken the place of the query's.
+    await turn.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 class ConcurrentIndexOps(ops.MigrateOperation):
