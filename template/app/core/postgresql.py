@@ -233,9 +233,9 @@ def _execute(
         if not _is_read_only(context.root_connection) or not _is_outdated(error):
             raise
         # What SQLAlchemy does between two statements, so that the next one is prepared anew.
-        context.handle_dbapi_exception(error)
+        context.handle_dbapi_exception(error)  # type: ignore[no-untyped-call]
         context.root_connection.connection.rollback()
-        context.pre_exec()
+        context.pre_exec()  # type: ignore[no-untyped-call]
         cursor.execute(statement, parameters)
     return True
 
