@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from sqlalchemy import AdaptedConnection, Connection, Index, Integer, event, text
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
@@ -158,12 +158,12 @@ def _reset(connection: DBAPIConnection, _: ConnectionPoolEntry, state: PoolReset
 
 
 def _on_error(context: ExceptionContext) -> None:
-    code = getattr(context.original_exception, "sqlite_errorcode", 0)
-    if code & 0xFF == sqlite3.SQLITE_READONLY and context.connection is not None:
-        # The disk has been made read-only, or the file was replaced: to be opened again. In a
-        # transaction that we have made read-only it is a mistake of the code.
-        options = context.connection.get_execution_options()
-        context.is_disconnect = not options.get("read_only")
+    error, connection = context.original_exception, context.connection
+    code = getattr(error, "sqlite_errorcode", 0)
+    # In a transaction that we have made read-only it is a mistake of the code, otherwise the disk.
+    ours = connection is not None and connection.get_execution_options().get("read_only")
+    if code & 0xFF == sqlite3.SQLITE_READONLY and not ours:
+        raise OperationalError(context.statement, None, error, connection_invalidated=True)
     cancelled = isinstance(context.original_exception, asyncio.CancelledError)
     if cancelled and context.connection is not None:
         # A thread knows no cancellation: the statement would run on. And SQLite keeps a closed
