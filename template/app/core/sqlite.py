@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
@@ -40,13 +40,14 @@ _UNAVAILABLE_CODES = (
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
 )
 
 SERIAL: Final = Integer()
 """The type of keys that the database counts up by itself; it does so for this one only."""
 
-PROBE: Final = text("SELECT count(*) FROM sqlite_schema")
-"""The cheapest statement that proves that the file can be read; `SELECT 1` does not touch it."""
+# The cheapest statement that proves that the file can be read; `SELECT 1` does not touch it.
+_PROBE: Final = text("SELECT count(*) FROM sqlite_schema")
 
 
 def _normalize(url: SecretStr) -> SecretStr:
@@ -97,7 +98,12 @@ def normalize_url(url: str) -> str:
         # Each connection of the pool would see a database of its own.
         message = "must name a file; a database in memory is not shared by connections"
         raise SettingError(message)
-    return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
+    # Common, and without a meaning for this driver, which has a thread for each connection.
+    if unknown := sorted(parsed.query.keys() - {"check_same_thread"}):
+        message = f"has options, which are not known here: {', '.join(unknown)}; use DB_* variables"
+        raise SettingError(message)
+    parsed = parsed.set(drivername="sqlite+aiosqlite", query={})
+    return parsed.render_as_string(hide_password=False)
 
 
 def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:
@@ -172,6 +178,12 @@ def _reset(connection: DBAPIConnection, _: ConnectionPoolEntry, state: PoolReset
 
 
 def _on_error(context: ExceptionContext) -> None:
+    error, connection = context.original_exception, context.connection
+    code = getattr(error, "sqlite_errorcode", 0)
+    # In a transaction that we have made read-only it is a mistake of the code, otherwise the disk.
+    ours = connection is not None and connection.get_execution_options().get("read_only")
+    if code & 0xFF == sqlite3.SQLITE_READONLY and not ours:
+        raise OperationalError(context.statement, None, error, connection_invalidated=True)
     cancelled = isinstance(context.original_exception, asyncio.CancelledError)
     if cancelled and context.connection is not None:
         # A thread knows no cancellation: the statement would run on. And SQLite keeps a closed
@@ -192,10 +204,20 @@ def read_only(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(read_only=True)
 
 
+async def probe(engine: AsyncEngine, _: DatabaseSettings) -> None:
+    """Prove that the database can be read.
+
+    Raises:
+        Exception: it cannot.
+    """
+    async with read_only(engine).connect() as connection:
+        await connection.execute(_PROBE)
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the database could not do its work now, so that repeating it later may succeed.
 
-    That is: the file is locked for too long or cannot be opened, read or extended, or no
+    That is: the file is locked for too long or cannot be opened, read, written or extended, or no
     connection of the pool is free.
     """
     if isinstance(error, PoolTimeoutError):
