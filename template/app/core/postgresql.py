@@ -140,10 +140,9 @@ class DatabaseSettings(Section):
             return
         url = self.DATABASE_URL.get_secret_value()
         given, parts = password(url), urlsplit(url)
+        names = ("postgres", "postgresql", parts.username or "", parts.path)
         # No password at all may mean a client certificate, a password file or IAM.
-        if given is not None and (
-            not given or is_well_known(given, parts.username or "", parts.path)
-        ):
+        if given is not None and (not given or is_well_known(given, *names)):
             yield "DATABASE_URL: has an empty or well-known password; choose a long random one"
 
 

@@ -78,7 +78,7 @@ class RedisSettings(Section):
             yield "REDIS_URL: must be set in production"
             return
         url = self.REDIS_URL.get_secret_value()
-        if is_well_known(_password(url)):
+        if is_well_known(_password(url), "redis", "valkey"):
             yield "REDIS_URL: has a well-known password; choose a long random one"
         if _is_remote(url) and not self.REDIS_ALLOW_INSECURE:
             options = dict(parse_qsl(urlsplit(url).query))

@@ -34,7 +34,7 @@ def drain_on_sigterm(
     sending until it has seen a readiness of 503. So for `SHUTDOWN_DRAIN_SECONDS` the signal is
     held back. A second signal ends the drain at once. A SIGTERM within five seconds of the first
     signal is no second one: a whole process group is signalled (by systemd, by Ctrl+C), and then
-    a supervisor passes it on (uvicorn with `--workers`, gunicorn, `uv run`).
+    a supervisor passes it on (uvicorn with `--workers`, `uv run`).
 
     What the server would cut short, such as connections without an end, is ended by `before_stop`:
     it runs after the drain, for `SHUTDOWN_TIMEOUT_SECONDS` at most, and before the server learns

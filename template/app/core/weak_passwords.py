@@ -14,16 +14,12 @@ _WORDS = (
     "foobared",
     "pass",
     "password",
-    "postgres",
-    "postgresql",
     "prod",
     "production",
-    "redis",
     "root",
     "secret",
     "test",
     "user",
-    "valkey",
 )
 _LOOKALIKES = str.maketrans("013457@$", "oieastas")
 _DIGITS = "01234567890" * 2
@@ -32,11 +28,11 @@ _DIGITS = "01234567890" * 2
 def is_well_known(password: str, *names: str) -> bool:
     """Whether a password is made of well-known words and nothing else but digits and marks.
 
-    `P@ssw0rd1`, `redis-2024` and `adminadmin` mean the same as the words themselves.
+    `P@ssw0rd1`, `secret-2024` and `adminadmin` mean the same as the words themselves.
 
     Args:
         password: May be empty, which is not well known.
-        names: What else anybody knows, such as the user's name.
+        names: What else anybody knows, such as the names of the user and of the server's product.
     """
     if password.isdecimal():
         return password in _DIGITS or password in _DIGITS[::-1] or len(set(password)) == 1
