@@ -82,7 +82,9 @@ class ArqQueue:
         """Add a ticket; does nothing when it is queued already."""
         # ARQ's own keys are not named after the queue, so the ids have to be.
         job_id = f"{self._prefix}:{ticket.id}:{ticket.tries}"
-        await self._redis.enqueue_job(_RUN, ticket.id, ticket.tries, _job_id=job_id)
+        # Workers of a release before 1.4 know only the first two.
+        suspect = (True,) if ticket.suspect else ()
+        await self._redis.enqueue_job(_RUN, ticket.id, ticket.tries, *suspect, _job_id=job_id)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -135,8 +137,9 @@ class ArqQueue:
         async def run(ctx: dict[Any, Any], *args: Any, **_: Any) -> None:  # noqa: ARG001
             await runner.run(Ticket(*args))
 
-        # The runner has the jobs' own timeouts; this one is for a runner that hangs.
-        longest = max((job.timeout_seconds for job in registry.jobs.values()), default=0) + 30
+        # The runner has the jobs' own timeouts; this one is for a runner that hangs. A job may have
+        # to wait until another has run alone, and its dead letter has as long again.
+        longest = 3 * max((job.timeout_seconds for job in registry.jobs.values()), default=0) + 60
         return _Worker(
             lease_seconds=self._settings.JOB_LEASE_SECONDS,
             on_poll=self._note_poll,

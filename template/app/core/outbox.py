@@ -4,7 +4,7 @@ All times are the clocks of the processes that write and compare them, so these 
 synchronised. What holds when they are not: no job is lost and none has its effects twice, since
 that rests on `tries` alone. A process whose clock is ahead by d has its new jobs begun up to d
 late, and what it held when it died is taken over up to d late; one whose clock is behind by more
-than a lease seems dead while it works, and each time costs the job a try.
+than a lease seems dead while it works, and each time the job's try counts as lost.
 """
 
 from collections.abc import Sequence
@@ -27,6 +27,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    true,
     tuple_,
     update,
 )
@@ -39,6 +40,8 @@ from app.core.database import SERIAL, Base, is_unique_violation
 from app.core.events import Event, record
 
 _PURGE_BATCH = 1000
+# So many tries without an outcome make a suspect.
+_SUSPECT_AFTER = 3
 
 
 class OutboxJob(Base):
@@ -49,6 +52,9 @@ class OutboxJob(Base):
 
     `tries` counts the tries begun. Who changes a row names the count that they know, so a worker
     that was taken for dead cannot finish what another has started meanwhile.
+
+    `failures` counts those of them that failed. The others have no outcome, since their workers
+    were lost, for which the job need not be the cause.
 
     `refused_since` is when a worker whose release does not know the job first handed it back, as
     long as no other has tried it.
@@ -64,6 +70,7 @@ class OutboxJob(Base):
     context: Mapped[dict[str, str]] = mapped_column(JSON)
     ordering_key: Mapped[str | None] = mapped_column(String(255))
     tries: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0, server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(index=True)
     refused_since: Mapped[datetime | None]
     created_at: Mapped[datetime]
@@ -80,10 +87,14 @@ class JobsEnqueued(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What travels through the queue: which row, and how many tries it had when it was sent."""
+    """What travels through the queue: which row, and how many tries it had when it was sent.
+
+    A suspect has lost several workers and is run alone.
+    """
 
     id: int
     tries: int
+    suspect: bool = False
 
 
 class SupersededError(Exception):
@@ -146,28 +157,37 @@ async def add(
     return True
 
 
+def is_held_up() -> ColumnElement[bool]:
+    """Whether an older job with the same ordering key is not done."""
+    older = aliased(OutboxJob)
+    return exists().where(
+        older.ordering_key == OutboxJob.ordering_key,
+        older.id < OutboxJob.id,
+        older.due_at.is_not(None),
+    )
+
+
 async def is_due(session: AsyncSession) -> bool:
     """Whether there may be something to hand to the queue; takes no locks."""
     due = exists().where(OutboxJob.due_at <= datetime.now(UTC))
     return bool(await session.scalar(select(due)))
 
 
-async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Sequence[Ticket]:
+async def take_due(
+    session: AsyncSession,
+    limit: int,
+    lease: timedelta,
+    only: ColumnElement[bool] | None = None,
+) -> Sequence[Ticket]:
     """Take rows to hand to the queue now; they come up again when nobody begins them in time.
 
     Any number of relays may do this at once. A row waits as long as an older one with its
-    ordering key is not done.
+    ordering key is not done. Of all rows, or of those that meet a condition.
     """
     now = datetime.now(UTC)
-    older = aliased(OutboxJob)
-    held_up = exists().where(
-        older.ordering_key == OutboxJob.ordering_key,
-        older.id < OutboxJob.id,
-        older.due_at.is_not(None),
-    )
     due = await session.execute(
-        select(OutboxJob.id, OutboxJob.tries)
-        .where(OutboxJob.due_at <= now, ~held_up)
+        select(OutboxJob.id, OutboxJob.tries, OutboxJob.failures)
+        .where(OutboxJob.due_at <= now, ~is_held_up(), true() if only is None else only)
         # What is overdue for longest, straight from the index: a backlog need not be sorted, nor
         # the rows of past jobs be passed over.
         .order_by(OutboxJob.due_at, OutboxJob.id)
@@ -175,7 +195,10 @@ async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Seque
         # Where there are no row locks, a write transaction excludes every other.
         .with_for_update(skip_locked=True, of=OutboxJob)
     )
-    tickets = [Ticket(id_, tries) for id_, tries in due]
+    tickets = [
+        Ticket(id_, tries, suspect=tries - failures >= _SUSPECT_AFTER)
+        for id_, tries, failures in due
+    ]
     if tickets:
         await session.execute(
             update(OutboxJob)
@@ -237,12 +260,18 @@ async def finish(session: AsyncSession, ticket: Ticket) -> None:
 
 
 async def postpone(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
-    """Have a job tried again later.
+    """Have a job tried again later, as this try has failed.
 
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, due_at=datetime.now(UTC) + delay, refused_since=None)
+    await _change(
+        session,
+        ticket,
+        failures=OutboxJob.failures + 1,
+        due_at=datetime.now(UTC) + delay,
+        refused_since=None,
+    )
 
 
 async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
@@ -258,13 +287,13 @@ async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> Non
     )
 
 
-async def give_back(session: AsyncSession, ticket: Ticket) -> None:
-    """Undo `begin_try`: the try was ended from outside and does not count.
+async def give_back(session: AsyncSession, ticket: Ticket, delay: timedelta = timedelta()) -> None:
+    """Undo `begin_try`: the try has not come to an end and does not count.
 
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC))
+    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC) + delay)
 
 
 async def _change(session: AsyncSession, ticket: Ticket, **values: Any) -> None:

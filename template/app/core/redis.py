@@ -1,6 +1,7 @@
 """Redis: the process's one client, and the breaker that keeps an outage from costing time."""
 
 import asyncio
+import math
 import random
 import re
 import time
@@ -8,6 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Annotated, Any, Final, TypeVar
+from uuid import uuid4
+from weakref import WeakSet
 
 import structlog
 from anyio import fail_after
@@ -43,6 +46,8 @@ __all__ = [
 _FIRST_PROBE_SECONDS = 0.1
 _LAST_PROBE_SECONDS = 2.0
 _PROBE_LIFE_MILLISECONDS = 60_000
+# How old an answer may be to prove that no outage has come since.
+_RECENT_SECONDS = 1.0
 
 # That the server cannot be used at all, unlike a command that was wrong. OSError includes
 # TimeoutError; a server that is only read from or has no memory left is of no use.
@@ -112,6 +117,11 @@ class RedisClient:
     way when it began. One task asks the server until it takes a write again, then closes the
     breaker: no request pays for finding out.
 
+    What is cached belongs to a generation, a random value that all processes share: entries of
+    another one do not count. It is renewed after each outage, during which changes could not be
+    removed, by whichever process is back first. Nobody need have noticed the outage: a connection
+    that is made again, or made when none has just answered, renews it before it is used.
+
     Args:
         settings: Where Redis is; nothing connects before the first use.
     """
@@ -119,7 +129,14 @@ class RedisClient:
     def __init__(self, settings: RedisSettings) -> None:
         self._timeout = settings.REDIS_TIMEOUT_SECONDS
         self._prefix = settings.REDIS_KEY_PREFIX
-        self.raw: Redis = Redis.from_pool(create_pool(settings))
+        self.generation_key = self.key("generation")
+        self._connected: WeakSet[Any] = WeakSet()
+        self._answered_at = -math.inf
+        # How many removals have failed, and for how many of them the generation was renewed.
+        self._not_removed = 0
+        self._made_up_for = 0
+        pool = create_pool(settings, redis_connect_func=self._greet)
+        self.raw: Redis = Redis.from_pool(pool)
         self._on_recovery: list[Command[object]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._outages = 0
@@ -159,13 +176,32 @@ class RedisClient:
                 self._open(error)
             raise RedisUnavailableError from error
 
+    async def invalidate(self, command: Command[object]) -> None:
+        """Remove something that is cached; if that fails, all that is cached is void.
+
+        Args:
+            command: Removes it; a failure is made up for before this process reads again.
+        """
+        removed = False
+        try:
+            await self.call(command)
+            removed = True
+        except REDIS_ERRORS as error:
+            logger.debug("redis_entry_not_removed", error=type(error).__name__)
+        finally:
+            # Also when cancelled.
+            if not removed:
+                self._not_removed += 1
+
     async def ping(self) -> None:
-        """Prove that the server takes writes, whatever the breaker thinks of it.
+        """Prove that the server takes writes.
 
         Raises:
-            Exception: it does not, or not in time.
+            RedisUnavailableError: it does not answer, or did not when it was last asked: a probe
+                must not be slow for as long as the server hangs.
+            RedisError: it refuses.
         """
-        await self._bounded(self._probe)
+        await self.call(self._probe)
 
     def on_recovery(self, command: Command[object]) -> None:
         """Have `command` run after each outage, before anyone else uses the server again."""
@@ -185,7 +221,25 @@ class RedisClient:
         # Not asyncio.timeout, which cancels once: redis-py calls asyncio.wait_for, which on Python
         # 3.11 swallows a cancellation that comes just when it is done. This scope repeats it.
         with fail_after(self._timeout, shield=True):
-            return await command(self.raw)
+            if self._made_up_for < self._not_removed:
+                await self._renew(self.raw)
+            result = await command(self.raw)
+        self._answered_at = time.monotonic()
+        return result
+
+    async def _greet(self, connection: Any) -> None:
+        """What redis-py calls when it has connected, instead of the connection's own part."""
+        await connection.on_connect()
+        idle = time.monotonic() - self._answered_at > _RECENT_SECONDS
+        if idle or connection in self._connected:
+            await connection.send_command("SET", self.generation_key, uuid4().hex)
+            await connection.read_response()
+        self._connected.add(connection)
+
+    async def _renew(self, client: Redis) -> None:
+        until_now = self._not_removed
+        await client.set(self.generation_key, uuid4().hex)
+        self._made_up_for = max(self._made_up_for, until_now)
 
     def _open(self, error: Exception) -> None:
         self._outages += 1
@@ -201,7 +255,7 @@ class RedisClient:
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, _LAST_PROBE_SECONDS)
             try:
-                await self._bounded(self._probe)
+                await self._bounded(self._renew)
                 for command in self._on_recovery:
                     await self._bounded(command)
             except (RedisError, OSError):

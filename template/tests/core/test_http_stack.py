@@ -336,6 +336,26 @@ def test_usual_settings_are_accepted() -> None:
     assert list(settings.production_problems()) == []
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALLOWED_ORIGINS", ["https://a.example", "http://b.example"]),
+        ("ALLOWED_ORIGINS", ["http://localhost.example"]),
+        ("TRUSTED_PROXIES", ["10.0.0.1", "0.0.0.0/0"]),
+        ("TRUSTED_PROXIES", ["0.0.0.0/1", "128.0.0.0/1"]),
+        ("TRUSTED_PROXIES", ["::/0"]),
+    ],
+)
+def test_production_refuses_what_means_everybody(variable: str, value: list[str]) -> None:
+    [problem] = HttpSettings(**{variable: value}).production_problems()
+    assert problem.startswith(f"{variable}: ")
+
+
+def test_production_takes_private_networks_of_proxies() -> None:
+    settings = HttpSettings(TRUSTED_PROXIES=["10.0.0.0/8", "fc00::/7", "192.0.2.1"])
+    assert not list(settings.production_problems())
+
+
 def test_production_refuses_every_origin() -> None:
     [problem] = HttpSettings(ALLOWED_ORIGINS=["*"]).production_problems()
     assert problem.startswith("ALLOWED_ORIGINS: ")
