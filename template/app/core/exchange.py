@@ -165,8 +165,8 @@ class Exchange:
     async def _end(self, body: bytes) -> None:
         self._bytes += len(body)
         self._complete_at = perf_counter()
-        # Who waits in vain for more has read all there is.
-        if self._closing and not self.awaiting_body:
+        # Also where nothing has come for long: whoever sends slowly may send just now.
+        if self._closing:
             await self._send({"type": "http.response.body", "body": body, "more_body": True})
             await self._linger()
             body = b""

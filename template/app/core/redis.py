@@ -1,7 +1,6 @@
 """Redis: the process's one client, and the breaker that keeps an outage from costing time."""
 
 import asyncio
-import math
 import random
 import re
 import time
@@ -46,8 +45,6 @@ __all__ = [
 _FIRST_PROBE_SECONDS = 0.1
 _LAST_PROBE_SECONDS = 2.0
 _PROBE_LIFE_MILLISECONDS = 60_000
-# How old an answer may be to prove that no outage has come since.
-_RECENT_SECONDS = 1.0
 
 # That the server cannot be used at all, unlike a command that was wrong. OSError includes
 # TimeoutError; a server that is only read from or has no memory left is of no use.
@@ -119,8 +116,9 @@ class RedisClient:
 
     What is cached belongs to a generation, a random value that all processes share: entries of
     another one do not count. It is renewed after each outage, during which changes could not be
-    removed, by whichever process is back first. Nobody need have noticed the outage: a connection
-    that is made again, or made when none has just answered, renews it before it is used.
+    removed, by whichever process is back first. Nobody need have noticed the outage: whatever
+    connects after a connection was lost renews it before it is used. One more connection, or the
+    first one of a process, is no sign of an outage.
 
     Args:
         settings: Where Redis is; nothing connects before the first use.
@@ -130,8 +128,9 @@ class RedisClient:
         self._timeout = settings.REDIS_TIMEOUT_SECONDS
         self._prefix = settings.REDIS_KEY_PREFIX
         self.generation_key = self.key("generation")
+        # Those that were there since the generation was last renewed.
         self._connected: WeakSet[Any] = WeakSet()
-        self._answered_at = -math.inf
+        self._greeting = asyncio.Lock()
         # How many removals have failed, and for how many of them the generation was renewed.
         self._not_removed = 0
         self._made_up_for = 0
@@ -223,18 +222,19 @@ class RedisClient:
         with fail_after(self._timeout, shield=True):
             if self._made_up_for < self._not_removed:
                 await self._renew(self.raw)
-            result = await command(self.raw)
-        self._answered_at = time.monotonic()
-        return result
+            return await command(self.raw)
 
     async def _greet(self, connection: Any) -> None:
         """What redis-py calls when it has connected, instead of the connection's own part."""
         await connection.on_connect()
-        idle = time.monotonic() - self._answered_at > _RECENT_SECONDS
-        if idle or connection in self._connected:
-            await connection.send_command("SET", self.generation_key, uuid4().hex)
-            await connection.read_response()
-        self._connected.add(connection)
+        # One by one, so that of those that come after an outage only the first one renews.
+        async with self._greeting:
+            lost = [it for it in self._connected if it is connection or _is_lost(it)]
+            if lost:
+                await connection.send_command("SET", self.generation_key, uuid4().hex)
+                await connection.read_response()
+                self._connected.difference_update(lost)
+            self._connected.add(connection)
 
     async def _renew(self, client: Redis) -> None:
         until_now = self._not_removed
@@ -274,6 +274,12 @@ class RedisClient:
 
 def _is_outage(error: Exception) -> bool:
     return isinstance(error, _OUTAGE) or bool(_OUTAGE_REPLY.search(str(error)))
+
+
+def _is_lost(connection: Any) -> bool:
+    # redis-py itself finds out only when it uses the connection.
+    reader: asyncio.StreamReader | None = connection._reader
+    return reader is None or reader.at_eof() or reader.exception() is not None
 
 
 @asynccontextmanager

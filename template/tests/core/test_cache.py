@@ -229,8 +229,6 @@ async def test_a_process_that_died_while_loading_holds_nobody_up_for_long(
     monkeypatch.setattr("app.core.cache._LEASE_SECONDS", 60)
     source = Source(seconds=60)
     async with open_cache() as other, open_cache() as cache:
-        # A process that connects takes nothing from before.
-        await get(cache, Source(), item="2")
         loading = asyncio.create_task(get(other, source))
         await source.asked()
         # Nor is it the end of caching: what it has left ends by itself.
@@ -351,6 +349,15 @@ async def test_a_change_while_earlier_ones_are_made_up_for_is_not_lost(
     assert await get(cache, Source(4)) == 3
 
 
+async def test_further_connections_and_processes_are_no_outage(open_cache: OpenCache) -> None:
+    async with open_cache() as cache, open_cache() as newcomer:
+        assert await get(cache, Source(1)) == 1
+        for it in (cache, newcomer):
+            found = await asyncio.gather(*(get(it, Source(2)) for _ in range(10)))
+            assert set(found) == {1}
+
+
+@pytest.mark.usefixtures("patience")
 async def test_what_nobody_could_remove_does_not_count_for_a_process_that_slept(
     open_cache: OpenCache, private_redis: ValkeyServer
 ) -> None:
@@ -364,9 +371,11 @@ async def test_what_nobody_could_remove_does_not_count_for_a_process_that_slept(
             await dying.forget(KEY)
         private_redis.start()
         # All at once: some of them on connections that there were not before.
-        found = await asyncio.gather(*(get(idle, Source(3)) for _ in range(10)))
+        source = Source(3)
+        found = await asyncio.gather(*(get(idle, source) for _ in range(10)))
 
     assert set(found) == {3}
+    assert source.loads == 1
 
 
 async def test_a_commit_is_read_by_whoever_asks_after_it(

@@ -106,6 +106,26 @@ async def test_a_client_that_first_sends_and_then_reads_gets_the_answer() -> Non
     assert b'"status":413' in answer
 
 
+async def test_who_goes_on_sending_after_the_answer_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange, "_LINGER_SECONDS", 30)
+    async with (
+        listening(build_app(router, MAX_BODY_SIZE=10)) as server,
+        await dial(server) as stream,
+    ):
+        chunk = b"14\r\n" + b"x" * 20 + b"\r\n"
+        await stream.send(post("/upload", "Transfer-Encoding: chunked", body=chunk))
+        answer = await stream.receive()
+        # Nothing more had come when it was written.
+        for _ in range(20):
+            await stream.send(chunk)
+            await anyio.sleep(0.001)
+        await stream.send(b"0\r\n\r\n")
+        answer += await read_all(stream)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
 async def test_the_connection_is_kept_where_the_whole_body_has_come() -> None:
     async with (
         listening(build_app(router)) as server,
