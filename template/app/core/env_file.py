@@ -26,7 +26,8 @@ class EnvFileSource(DotEnvSettingsSource):
         Raises:
             SettingError: some lines cannot be read.
         """
-        with file_path.open(encoding="utf-8") as stream:
+        # Some editors write a mark in front.
+        with file_path.open(encoding="utf-8-sig") as stream:
             bindings = list(parse_stream(stream))
         # What sets nothing was meant to; only comments and empty lines have no name either.
         if bad := [_line(it) for it in bindings if it.error or (it.key and it.value is None)]:

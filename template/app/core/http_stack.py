@@ -32,7 +32,7 @@ _EXPOSED_HEADERS = [
     "Retry-After",
     "X-Request-ID",
 ]
-_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+_HOST = re.compile(r"(?P<name>[a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{0,5})?")
 
 
 def install_http_stack(app: FastAPI, settings: HttpSettings, *, https_only: bool) -> None:

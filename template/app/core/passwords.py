@@ -223,9 +223,16 @@ def _parts(item: str) -> Iterator[str]:
 
 
 def _longest_common_word(text: str) -> set[str]:
-    spellings = (text, text.translate(_LOOKALIKES))
-    found = [word for word in _common() if any(word in spelling for spelling in spellings)]
-    return {max(found, key=len)} if found else set()
+    # Looked up piece by piece, as a look at every word would stall the event loop.
+    common = _common()
+    spellings = dict.fromkeys((text, text.translate(_LOOKALIKES)))
+    shortest, longest = _common_lengths()
+    for length in range(min(len(text), longest), shortest - 1, -1):
+        for spelling in spellings:
+            for start in range(len(spelling) - length + 1):
+                if (word := spelling[start : start + length]) in common:
+                    return {word}
+    return set()
 
 
 def _without(text: str, words: set[str]) -> str:
@@ -263,6 +270,12 @@ def _run_length(text: str) -> int:
 @lru_cache(maxsize=1)
 def _common() -> frozenset[str]:
     return frozenset(_COMMON.read_text("utf-8").split())
+
+
+@lru_cache(maxsize=1)
+def _common_lengths() -> tuple[int, int]:
+    lengths = set(map(len, _common()))
+    return min(lengths), max(lengths)
 
 
 def _unpadded(value: bytes) -> str:

@@ -38,15 +38,16 @@ def route_path(scope: Scope) -> str:
 def below_prefix(headers: Headers, scope: Scope) -> Headers:
     """The same headers with a `Location` that clients can follow behind `root_path`.
 
-    Routes write a path of this service as they know it, without the prefix of a proxy.
+    Routes write a path of this service as they know it, without the prefix of a proxy; one that
+    begins with the same letters, such as `/api/v1` behind `/api`, is no exception.
     """
-    prefix = scope.get("root_path", "").rstrip("/").encode()
+    # The router adds where an application is mounted to `root_path`, and keeps the server's here.
+    prefix: str = scope.get("app_root_path", scope.get("root_path", ""))
     if not prefix:
         return headers
+    start = prefix.rstrip("/").encode()
     return [
-        (name, prefix + value)
-        if name == b"location" and _is_path(value) and not value.startswith(prefix + b"/")
-        else (name, value)
+        (name, start + value) if name == b"location" and _is_path(value) else (name, value)
         for name, value in headers
     ]
 

@@ -33,7 +33,8 @@ def drop_unread(settings: HttpSettings) -> None:
     class Protocol(protocol):  # type: ignore[misc]
         def connection_made(self, transport: Any) -> None:
             connection = transport.get_extra_info("socket")
-            if connection.family != getattr(socket, "AF_UNIX", None):
+            # Not every event loop's transport has one.
+            if connection and connection.family != getattr(socket, "AF_UNIX", None):
                 # The client may be gone already.
                 with suppress(OSError):
                     connection.setsockopt(socket.IPPROTO_TCP, option, milliseconds)

@@ -123,7 +123,15 @@ async def test_without_origins_there_is_no_cors() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["api.example.com", "API.example.com:8000", "eu.shop.example.com", "[::1]:80"]
+    "host",
+    [
+        "api.example.com",
+        "API.example.com:8000",
+        # The port may be empty (RFC 3986, section 3.2.3).
+        "api.example.com:",
+        "eu.shop.example.com",
+        "[::1]:80",
+    ],
 )
 async def test_a_trusted_host_is_served(host: str) -> None:
     app = build_app(router, TRUSTED_HOSTS=["api.example.com", "*.shop.example.com", "[::1]"])
