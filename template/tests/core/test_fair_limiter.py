@@ -25,13 +25,13 @@ class Work:
         for name in names:
             self._ends[name] = asyncio.Event()
             self.tasks[name] = asyncio.create_task(self._run(name))
-            await asyncio.sleep(0.001)
+            await settled()
 
     async def end(self, *names: str) -> None:
         for name in names:
             self._ends[name].set()
             await asyncio.wait([self.tasks[name]])
-            await asyncio.sleep(0)
+            await settled()
 
     async def _run(self, name: str) -> None:
         try:
@@ -42,13 +42,21 @@ class Work:
             self.refused[name] = (error.headers or {})["Retry-After"]
 
 
+async def settled() -> None:
+    """Let every task go on until it waits; a timer may come before those that are ready."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
 @asynccontextmanager
 async def work(running: int, waiting: int) -> AsyncIterator[Work]:
     started = Work(running, waiting)
-    yield started
-    for task in started.tasks.values():
-        task.cancel()
-    await asyncio.wait(started.tasks.values())
+    try:
+        yield started
+    finally:
+        for task in started.tasks.values():
+            task.cancel()
+        await asyncio.wait(started.tasks.values())
     # Whatever was refused or given up: every place is free again.
     assert started.limiter._free == running
     assert not started.limiter._waiting
