@@ -47,7 +47,7 @@ async def send_for_ever() -> StreamingResponse:
 
     async def chunks() -> AsyncIterator[bytes]:
         while True:
-            yield bytes(250_000)
+            yield bytes(50_000)
             # Once the client is gone, sending waits for nothing.
             await anyio.lowlevel.checkpoint()
 
@@ -57,7 +57,7 @@ async def send_for_ever() -> StreamingResponse:
 @router.get("/large")
 async def send_much() -> Response:
     """Send at once more than the system buffers of a connection."""
-    return Response(bytes(30_000_000))
+    return Response(bytes(10_000_000))
 
 
 @router.post("/upload")
