@@ -103,8 +103,6 @@ async def test_in_a_terminal_the_password_is_asked_for_twice(
     assert str(end) in str(await create(EMAIL, password="ignored", source=Terminal))
 
 
-# A driver's thread may tell of the failure when the command's event loop has ended.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_database_that_is_away_is_said_in_one_line(
     create: Create, monkeypatch: pytest.MonkeyPatch, unreachable_database_url: str
 ) -> None:

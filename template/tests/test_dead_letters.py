@@ -164,8 +164,6 @@ async def test_a_letter_that_cannot_be_repeated_does_not_keep_the_others(
     assert {row.job_id for row in await jobs.rows()} == {each.job_id for each in letters[1:]}
 
 
-# A driver's thread may tell of the failure when the command's event loop has ended.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_database_that_is_away_is_said_in_one_line(
     command: Run, monkeypatch: pytest.MonkeyPatch, unreachable_database_url: str
 ) -> None:

@@ -133,8 +133,12 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
         message = f"DATABASE_URL: the folder {folder} cannot be created ({error.strerror})"
         raise RuntimeError(message) from error
     options: dict[str, Any] = {
-        # None keeps the driver from opening transactions by itself; `_begin` does that.
-        "connect_args": {"isolation_level": None, "timeout": settings.DB_LOCK_TIMEOUT_SECONDS},
+        "connect_args": {
+            "async_creator_fn": _connect,
+            # None keeps the driver from opening transactions by itself; `_begin` does that.
+            "isolation_level": None,
+            "timeout": settings.DB_LOCK_TIMEOUT_SECONDS,
+        },
         "pool_size": settings.DB_POOL_SIZE,
         "max_overflow": settings.DB_MAX_OVERFLOW,
         "pool_timeout": settings.DB_POOL_TIMEOUT_SECONDS,
@@ -147,6 +151,19 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     event.listen(engine.sync_engine, "handle_error", _on_error)
     event.listen(engine.sync_engine, "reset", _reset)
     return engine
+
+
+async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **options)
+    thread = connection._thread
+    # As SQLAlchemy has it.
+    thread.daemon = True
+    try:
+        return await connection
+    except sqlite3.Error:
+        # It is about to end, and tells the event loop, which a command may close right after this.
+        thread.join()
+        raise
 
 
 def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:

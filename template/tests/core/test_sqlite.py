@@ -1,6 +1,7 @@
 """SQLite's settings, files and locks."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,16 @@ async def test_a_file_that_is_gone_is_unavailability(tmp_path: Path) -> None:
             pass
 
     assert is_unavailable(failure.value)
+
+
+async def test_a_connection_that_fails_leaves_no_thread(tmp_path: Path) -> None:
+    engine = create_engine(make_settings(f"sqlite:///{tmp_path}"))
+    before = set(threading.enumerate())
+    # Each would tell the event loop when it ends, also one that is closed by then.
+    for _ in range(20):
+        with pytest.raises(OperationalError):
+            await engine.connect()
+        assert set(threading.enumerate()) <= before
 
 
 async def test_readers_see_the_last_commit_without_waiting_for_a_writer(
