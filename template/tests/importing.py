@@ -15,7 +15,13 @@ _CHANGES = {"os.chmod", "os.mkdir", "os.remove", "os.rename", "os.system"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
+# No hook can be removed, and what coverage has measured is written afterwards.
+_watching = True
+
+
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _watching:
+        return
     writes = event == "open" and arguments[2] & _WRITING
     if writes or event in _CHANGES or event.partition(".")[0] in _ACTIONS:
         raise RuntimeError(event, arguments)
@@ -27,6 +33,7 @@ def _look_at_the_clock() -> NoReturn:
 
 def main() -> None:
     """Import each module twice: what the libraries do when they are imported is theirs."""
+    global _watching  # noqa: PLW0603
     names = [module.name for module in pkgutil.walk_packages(app.__path__, "app.")]
     for name in names:
         import_module(name)
@@ -40,6 +47,7 @@ def main() -> None:
     time.time = time.monotonic = _look_at_the_clock
     for name in ("app", *names):
         import_module(name)
+    _watching = False
 
 
 if __name__ == "__main__":

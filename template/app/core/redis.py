@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Annotated, Any, Final, TypeVar
 from uuid import uuid4
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import structlog
 from anyio import fail_after
@@ -128,8 +128,8 @@ class RedisClient:
         self._timeout = settings.REDIS_TIMEOUT_SECONDS
         self._prefix = settings.REDIS_KEY_PREFIX
         self.generation_key = self.key("generation")
-        # Those that were there since the generation was last renewed.
-        self._connected: WeakSet[Any] = WeakSet()
+        # By connection its stream, of those that were made since the generation was last renewed.
+        self._streams: WeakKeyDictionary[Any, asyncio.StreamReader] = WeakKeyDictionary()
         self._greeting = asyncio.Lock()
         # How many removals have failed, and for how many of them the generation was renewed.
         self._not_removed = 0
@@ -229,12 +229,13 @@ class RedisClient:
         await connection.on_connect()
         # One by one, so that of those that come after an outage only the first one renews.
         async with self._greeting:
-            lost = [it for it in self._connected if it is connection or _is_lost(it)]
+            lost = [it for it, stream in self._streams.items() if _is_lost(it, stream)]
             if lost:
                 await connection.send_command("SET", self.generation_key, uuid4().hex)
                 await connection.read_response()
-                self._connected.difference_update(lost)
-            self._connected.add(connection)
+                for it in lost:
+                    del self._streams[it]
+            self._streams[connection] = connection._reader
 
     async def _renew(self, client: Redis) -> None:
         until_now = self._not_removed
@@ -276,10 +277,9 @@ def _is_outage(error: Exception) -> bool:
     return isinstance(error, _OUTAGE) or bool(_OUTAGE_REPLY.search(str(error)))
 
 
-def _is_lost(connection: Any) -> bool:
-    # redis-py itself finds out only when it uses the connection.
-    reader: asyncio.StreamReader | None = connection._reader
-    return reader is None or reader.at_eof() or reader.exception() is not None
+def _is_lost(connection: Any, stream: asyncio.StreamReader) -> bool:
+    # redis-py itself finds out only when it uses the connection, and then makes another stream.
+    return connection._reader is not stream or stream.at_eof() or stream.exception() is not None
 
 
 @asynccontextmanager

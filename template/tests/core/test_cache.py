@@ -156,7 +156,8 @@ async def test_those_who_wait_for_their_own_process_need_redis_no_more(
     async with open_cache(private_redis.start().url(), connections=1) as cache:
         readers = [asyncio.create_task(get(cache, source)) for _ in range(30)]
         with anyio.fail_after(20):
-            while await count_gets(cache) < len(readers):
+            # Each asks for the generation and for the entry.
+            while await count_gets(cache) < 2 * len(readers):
                 await anyio.sleep(0.01)
         private_redis.kill()
         loaded.set()
