@@ -235,7 +235,7 @@ class RedisClient:
                 await connection.read_response()
                 for it in lost:
                     del self._streams[it]
-            self._streams[connection] = connection._reader
+            self._streams[connection] = _stream(connection)
 
     async def _renew(self, client: Redis) -> None:
         until_now = self._not_removed
@@ -277,9 +277,14 @@ def _is_outage(error: Exception) -> bool:
     return isinstance(error, _OUTAGE) or bool(_OUTAGE_REPLY.search(str(error)))
 
 
+def _stream(connection: Any) -> Any:
+    # redis-py itself finds out that it has ended only when it uses the connection.
+    return connection._reader  # noqa: SLF001
+
+
 def _is_lost(connection: Any, stream: asyncio.StreamReader) -> bool:
-    # redis-py itself finds out only when it uses the connection, and then makes another stream.
-    return connection._reader is not stream or stream.at_eof() or stream.exception() is not None
+    replaced = _stream(connection) is not stream
+    return replaced or stream.at_eof() or stream.exception() is not None
 
 
 @asynccontextmanager

@@ -155,7 +155,7 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
 
 async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
     connection = aiosqlite.connect(*arguments, **options)
-    thread = connection._thread
+    thread = connection._thread  # noqa: SLF001
     # As SQLAlchemy has it.
     thread.daemon = True
     try:
