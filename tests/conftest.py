@@ -61,7 +61,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_PROCESSOR] = processor_seconds()
     if not hasattr(config, "workerinput"):
         # The workers are children of this process.
-        os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
+        config.stash[_OWN_RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
+        os.environ[RUN_FOLDER] = config.stash[_OWN_RUN_FOLDER]
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
         progress = Progress(reporter, costs_update=config.getoption("--costs-update"))
@@ -70,10 +71,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what the workers shared."""
-    if not hasattr(config, "workerinput") and (name := os.environ.pop(RUN_FOLDER, None)):
+    # Only its own: a run that a test starts, and that refuses its options, inherits another's.
+    if (name := config.stash.get(_OWN_RUN_FOLDER, None)) is not None:
         shutil.rmtree(name, ignore_errors=True)
 
 
+_OWN_RUN_FOLDER = pytest.StashKey[str]()
 _CHOSEN = pytest.StashKey[tuple[Combination, ...]]()
 
 
