@@ -22,6 +22,7 @@ from tests.environments import Environments
 from tests.processor import count_orphans, processor_seconds
 from tests.progress import Progress
 from tests.rendering import Renderer
+from tests.scratch import make_run_folder
 from tests.service import Service, render_command
 from tests.snapshot import copy_template
 from tests.update.repository import TemplateRepository
@@ -61,8 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_PROCESSOR] = processor_seconds()
     if not hasattr(config, "workerinput"):
         # The workers are children of this process.
-        config.stash[_OWN_RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
-        os.environ[RUN_FOLDER] = config.stash[_OWN_RUN_FOLDER]
+        config.stash[_OWN_RUN_FOLDER] = make_run_folder()
+        os.environ[RUN_FOLDER] = str(config.stash[_OWN_RUN_FOLDER])
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
         progress = Progress(reporter, costs_update=config.getoption("--costs-update"))
@@ -76,7 +77,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(name, ignore_errors=True)
 
 
-_OWN_RUN_FOLDER = pytest.StashKey[str]()
+_OWN_RUN_FOLDER = pytest.StashKey[Path]()
 _CHOSEN = pytest.StashKey[tuple[Combination, ...]]()
 
 
