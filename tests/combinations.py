@@ -65,6 +65,24 @@ class Combination:
         return self.database == "postgresql" and len(self.words) in (0, len(SWITCHES))
 
     @property
+    def routes(self) -> frozenset[str]:
+        """The features that its API differs by; tests/test_combination.py compares."""
+        # Exports of orders are made by jobs.
+        without = {"redis"} if "example" in self.words else {"redis", "arq"}
+        return self.words - without
+
+    @property
+    def fuzzed(self) -> "Combination":
+        """The one whose contract is fuzzed, of all with the same routes on the same database.
+
+        On PostgreSQL it is the largest and on SQLite the smallest: each set of routes is tried with
+        and without Redis.
+        """
+        same = [c for c in COMBINATIONS if (c.database, c.routes) == (self.database, self.routes)]
+        choose = max if self.database == "postgresql" else min
+        return choose(same, key=lambda combination: len(combination.words))
+
+    @property
     def is_valid(self) -> bool:
         """Whether every feature has what it needs."""
         on = (switch for switch in SWITCHES if switch.word in self.words)

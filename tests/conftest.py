@@ -22,6 +22,7 @@ from tests.environments import Environments
 from tests.processor import count_orphans, processor_seconds
 from tests.progress import Progress
 from tests.rendering import Renderer
+from tests.scratch import make_run_folder
 from tests.service import Service, render_command
 from tests.snapshot import copy_template
 from tests.update.repository import TemplateRepository
@@ -61,7 +62,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_PROCESSOR] = processor_seconds()
     if not hasattr(config, "workerinput"):
         # The workers are children of this process.
-        os.environ[RUN_FOLDER] = tempfile.mkdtemp(prefix="template-run-")
+        config.stash[_OWN_RUN_FOLDER] = make_run_folder()
+        os.environ[RUN_FOLDER] = str(config.stash[_OWN_RUN_FOLDER])
     reporter = config.pluginmanager.getplugin("terminalreporter")
     if reporter is not None and not hasattr(config, "workerinput"):
         progress = Progress(reporter, costs_update=config.getoption("--costs-update"))
@@ -70,10 +72,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what the workers shared."""
-    if not hasattr(config, "workerinput") and (name := os.environ.pop(RUN_FOLDER, None)):
+    # Only its own: a run that a test starts, and that refuses its options, inherits another's.
+    if (name := config.stash.get(_OWN_RUN_FOLDER, None)) is not None:
         shutil.rmtree(name, ignore_errors=True)
 
 
+_OWN_RUN_FOLDER = pytest.StashKey[Path]()
 _CHOSEN = pytest.StashKey[tuple[Combination, ...]]()
 
 

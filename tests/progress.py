@@ -14,6 +14,7 @@ STAGES = (
     (f"{STEPS_FILE}::test_a_second_render", "render"),
     (f"{STEPS_FILE}::test_nothing_is_left", "render"),
     (f"{STEPS_FILE}::test_the_tree", "render"),
+    (f"{STEPS_FILE}::test_its_api", "render"),
     ("tests/test_files.py", "render"),
     (f"{STEPS_FILE}::test_its_environment", "install"),
     (f"{STEPS_FILE}::test_its_own_tests", "suites"),
@@ -54,6 +55,7 @@ class Progress:
     _stages: dict[str, Cost] = field(default_factory=lambda: defaultdict(Cost))
     _tests: Counter[str] = field(default_factory=Counter)
     _skipped: Counter[str] = field(default_factory=Counter)
+    _fuzzed: Counter[bool] = field(default_factory=Counter)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say that a combination begins a step that takes a while."""
@@ -83,6 +85,8 @@ class Progress:
         combination, name = step
         self._combinations[combination].add(report, processor)
         if report.when == "call" or report.failed:
+            if report.passed and "fuzzed" in properties:
+                self._fuzzed[bool(properties["fuzzed"])] += 1
             ran = properties.get("suite_tests")
             self._tests[combination] += int(str(ran or 0))
             count = f", {ran} tests" if ran else ""
@@ -111,6 +115,11 @@ class Progress:
             line(f"skipped: {count} tests: {reason}")
         if not self._skipped:
             line("skipped: nothing")
+        if self._fuzzed[False]:
+            line(
+                f"contract fuzz: in {self._fuzzed[True]} combinations; the other "
+                f"{self._fuzzed[False]} have the database and the routes of one of these"
+            )
         ran = sum(count > 0 for count in self._tests.values())
         line(
             f"combinations rendered: {len(self._combinations)}; whose own tests passed: {ran}, "

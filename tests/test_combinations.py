@@ -1,8 +1,10 @@
 """The list of combinations, as people and CI ask for it."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.combinations import (
     parse_shard,
     shard,
 )
+from tests.conftest import RUN_FOLDER
 from tests.costs import Costs
 from tests.snapshot import ROOT
 
@@ -79,3 +82,4 @@ def test_pytest_refuses_a_wrong_choice_in_one_line(arguments: list[str], message
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == pytest.ExitCode.USAGE_ERROR
     assert message in result.stderr
+    assert Path(os.environ[RUN_FOLDER]).is_dir(), "it took what belongs to the run around it"

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,15 @@ STRAY = "Metadata-Version: 2.1\nName: stray\nVersion: 1.0\n"
 
 
 @pytest.fixture
-def environment(services: Callable[[Combination], Service], tmp_path: Path) -> Path:
+def environment(services: Callable[[Combination], Service]) -> Iterator[Path]:
     """Another environment of the same, linked to the files of the first."""
     made = services(CHOSEN).install()
-    copied = shutil.copytree(made, tmp_path / made.name, symlinks=True, copy_function=os.link)
-    (copied / MARKER).touch()
-    return copied
+    # On the same disk, as links need it.
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        copied = Path(folder, made.name)
+        shutil.copytree(made, copied, symlinks=True, copy_function=os.link)
+        (copied / MARKER).touch()
+        yield copied
 
 
 def prepare(environment: Path, service: Service, environments: Environments) -> Path:
