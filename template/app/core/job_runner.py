@@ -175,7 +175,7 @@ class JobRunner:
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, error: Exception
     ) -> None:
         if definition is None or isinstance(error, PayloadMismatchError):
-            delay = next_offer(row.refused_since, self._rollout)
+            delay = next_offer(row, self._lease, self._rollout)
             store, event = outbox.refuse, "job_refused"
         else:
             delay = _next_try(row, definition, error)
