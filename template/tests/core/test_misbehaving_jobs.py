@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from app.core import job_task, outbox
 from app.core.heartbeat import find_problem
 from app.core.job_runner import JobRunner
-from app.core.jobs import Job, JobContext, JobRegistry, job
+from app.core.jobs import Job, JobContext, JobRegistry, RetryPolicy, job
 from app.core.outbox import OutboxJob, Ticket
 from app.settings import Settings
 from tests.fixtures.jobs import Jobs, Work, eventually
@@ -326,3 +326,20 @@ async def test_an_error_of_megabytes_is_logged_and_stored_in_part(
     [letter] = await jobs.letters()
     assert letter.error.startswith("ZeroDivisionError: xxx")
     assert len(letter.error + letter.traceback) < 50_000
+
+
+async def test_failures_that_an_earlier_release_has_not_counted_lose_no_job(
+    jobs: Jobs, settings: Settings, payload: Note
+) -> None:
+    async def work(_: Note, __: JobContext) -> None:
+        pass
+
+    patient = job(name="tests.it", payload=Note, retry=RetryPolicy(max_tries=30))(work)
+    await jobs.enqueue(patient, payload)
+    await change(jobs, tries=12, failures=0)
+    [row] = await jobs.rows()
+
+    await a_runner(jobs, settings, patient).run(Ticket(row.id, 12))
+
+    assert await jobs.letters() == []
+    assert [row.done_at is not None for row in await jobs.rows()] == [True]
