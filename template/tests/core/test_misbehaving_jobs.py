@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -343,3 +344,18 @@ async def test_failures_that_an_earlier_release_has_not_counted_lose_no_job(
 
     assert await jobs.letters() == []
     assert [row.done_at is not None for row in await jobs.rows()] == [True]
+
+
+async def test_the_time_for_which_another_blocks_the_event_loop_does_not_count() -> None:
+    async def work() -> None:
+        for _ in range(10):
+            begun.set()
+            await asyncio.sleep(0.01)
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(job_task.HandlerTasks().run("tests.it", work, 1))
+    await begun.wait()
+    # As a neighbour might, for longer than the task may take.
+    time.sleep(1.2)  # noqa: ASYNC251
+
+    await task
