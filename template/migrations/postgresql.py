@@ -42,6 +42,8 @@ async def connect(settings: DatabaseSettings) -> AsyncIterator[AsyncConnection]:
         update={
             "DB_APPLICATION_NAME": "migrations",
             "DB_LOCK_TIMEOUT_SECONDS": _LOCK_TIMEOUT_SECONDS,
+            # However few the service has.
+            "DB_POOL_SIZE": 2,
             # Filling a column or building an index takes as long as it takes.
             "DB_STATEMENT_TIMEOUT_SECONDS": 0,
             "DB_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": 0,

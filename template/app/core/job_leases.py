@@ -12,6 +12,9 @@ from app.core import outbox
 from app.core.database import Database
 from app.core.outbox import Ticket
 
+# After an outage those who hold leases have to be faster than the relays, who find them ended.
+_RETRY_SECONDS = 0.25
+
 logger = structlog.get_logger(__name__)
 
 
@@ -52,21 +55,24 @@ class JobLeases:
         # Connections belong to the event loop that opened them.
         database = self._database.twin()
         try:
+            renewed = True
             while True:
-                await asyncio.sleep(self._seconds / 4)
-                await self._renew(database)
+                await asyncio.sleep(self._seconds / 4 if renewed else _RETRY_SECONDS)
+                renewed = await self._renew(database)
         finally:
             with CancelScope(shield=True):
                 await database.close()
 
-    async def _renew(self, database: Database) -> None:
+    async def _renew(self, database: Database) -> bool:
         now = time.monotonic()
         # A copy at once: the jobs come and go in another thread.
         held = [ticket for ticket, until in list(self._held.items()) if now < until]
         if not held:
-            return
+            return True
         try:
             async with database.transaction() as session:
                 await outbox.keep(session, held, timedelta(seconds=self._seconds))
         except Exception as error:  # noqa: BLE001
             logger.warning("leases_not_kept", error=f"{type(error).__name__}: {error}")
+            return False
+        return True

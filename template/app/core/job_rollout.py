@@ -3,12 +3,13 @@
 import random
 from collections import defaultdict
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import structlog
-from sqlalchemy import ColumnElement, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.core.database import clock
 from app.core.outbox import OutboxJob, is_held_up
 
 # How often a job that this release does not know is offered again: at first, and at the most.
@@ -20,13 +21,20 @@ _REFUSED_AT_ONCE = 1000
 logger = structlog.get_logger(__name__)
 
 
-def next_offer(refused_since: datetime | None, rollout: timedelta) -> timedelta | None:
+def next_offer(row: OutboxJob, lease: timedelta, rollout: timedelta) -> timedelta | None:
     """How long to leave a job to the workers of other releases; `None` when it is given up.
 
     About as long as it has waited already, so that a worker that comes has it soon.
+
+    Args:
+        row: As `outbox.begin_try` has given it.
+        lease: With how much of a lease.
+        rollout: How long workers of another release may take to come.
     """
-    now = datetime.now(UTC)
-    waited = now - (refused_since or now)
+    waited = timedelta()
+    if row.refused_since and row.due_at:
+        # A lease before it is due it was begun, by the same clock as it was refused.
+        waited = row.due_at - lease - row.refused_since
     if waited >= rollout:
         return None
     ceiling = _ceiling(waited)
@@ -42,9 +50,8 @@ def may_be_taken(names: Collection[str], rollout: timedelta) -> ColumnElement[bo
 
     It knows the job, or nobody has for so long that its workers give it up.
     """
-    now = datetime.now(UTC)
-    since = func.coalesce(OutboxJob.refused_since, literal(now, OutboxJob.refused_since.type))
-    return or_(OutboxJob.name.in_(names), since <= now - rollout)
+    since = func.coalesce(OutboxJob.refused_since, clock())
+    return or_(OutboxJob.name.in_(names), since <= clock(-rollout))
 
 
 async def refuse_unknown(session: AsyncSession, names: Collection[str], rollout: timedelta) -> None:
@@ -52,11 +59,10 @@ async def refuse_unknown(session: AsyncSession, names: Collection[str], rollout:
 
     One by one, through the queue, thousands of them would hold up the jobs that it knows.
     """
-    now = datetime.now(UTC)
     found = await session.execute(
-        select(OutboxJob.id, OutboxJob.name, OutboxJob.refused_since)
+        select(OutboxJob.id, OutboxJob.name, OutboxJob.refused_since, clock())
         .where(
-            OutboxJob.due_at <= now - _LEFT_TO_OTHERS,
+            OutboxJob.due_at <= clock(-_LEFT_TO_OTHERS),
             ~may_be_taken(names, rollout),
             ~is_held_up(),
         )
@@ -66,7 +72,7 @@ async def refuse_unknown(session: AsyncSession, names: Collection[str], rollout:
     )
     ids: dict[int, list[int]] = defaultdict(list)
     refused: set[str] = set()
-    for id_, name, since in found:
+    for id_, name, since, now in found:
         # Whole powers of two: a few statements for all of them.
         ids[int(_ceiling(now - (since or now))).bit_length() - 1].append(id_)
         refused.add(name)
@@ -75,10 +81,8 @@ async def refuse_unknown(session: AsyncSession, names: Collection[str], rollout:
             update(OutboxJob)
             .where(OutboxJob.id.in_(some))
             .values(
-                due_at=now + timedelta(seconds=2**power),
-                refused_since=func.coalesce(
-                    OutboxJob.refused_since, literal(now, OutboxJob.refused_since.type)
-                ),
+                due_at=clock(timedelta(seconds=2**power)),
+                refused_since=func.coalesce(OutboxJob.refused_since, clock()),
             )
             .execution_options(synchronize_session=False)
         )

@@ -145,7 +145,9 @@ class JobRunner:
     async def _handle(self, definition: Job[Any] | None, row: OutboxJob, held: Ticket) -> None:
         if definition is None:
             raise UnknownJobError(f"there is no job {row.name!r}")
-        if (lost := row.tries - 1 - row.failures) >= _MAX_LOST:
+        # Workers of a release before 1.4 do not count failures, of which there are never more.
+        limit = max(_MAX_LOST, definition.retry.max_tries)
+        if (lost := row.tries - 1 - row.failures) >= limit:
             raise WorkerLostError(f"no outcome of {lost} of its {row.tries - 1} tries")
         payload = definition.load(row.payload)
 
@@ -175,7 +177,7 @@ class JobRunner:
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, error: Exception
     ) -> None:
         if definition is None or isinstance(error, PayloadMismatchError):
-            delay = next_offer(row.refused_since, self._rollout)
+            delay = next_offer(row, self._lease, self._rollout)
             store, event = outbox.refuse, "job_refused"
         else:
             delay = _next_try(row, definition, error)
@@ -226,7 +228,7 @@ class JobRunner:
             await bury()
 
     async def _give_back(self, held: Ticket, delay: timedelta = timedelta()) -> None:
-        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True) as scope:
             try:
                 async with self._database.transaction() as session:
                     await outbox.give_back(session, held, delay)
@@ -237,6 +239,8 @@ class JobRunner:
                 logger.exception("job_not_given_back", outbox_id=held.id)
             else:
                 logger.info("job_given_back", outbox_id=held.id)
+        if scope.cancelled_caught:
+            logger.error("job_not_given_back", outbox_id=held.id)
 
 
 def _dead_letter_handlers(

@@ -1,6 +1,7 @@
 """A handler's own task: whatever somebody's code does in it costs its job, not the worker."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,6 +12,9 @@ GRACE_SECONDS = 5.0
 """How long a handler that was cancelled may roll back, and let a COMMIT under way finish."""
 
 _MAX_TEXT = 2000
+# Into how many parts a timeout is divided at least, and how long one is at most.
+_TICKS = 10
+_TICK_SECONDS = 1.0
 
 logger = structlog.get_logger(__name__)
 
@@ -62,7 +66,7 @@ class HandlerTasks:
 
         task = asyncio.create_task(confined(), name=name)
         try:
-            await asyncio.wait({task}, timeout=timeout_seconds)
+            await _wait(task, timeout_seconds)
             if not task.done():
                 await self._end(task, outer, inner)
         except asyncio.CancelledError:
@@ -86,6 +90,23 @@ class HandlerTasks:
             self._stuck.add(task)
             task.add_done_callback(self._stuck.discard)
             logger.error("job_does_not_end", advice="its handler must let CancelledError pass")
+
+
+async def _wait(task: asyncio.Task[None], timeout_seconds: float) -> None:
+    """Wait for the end of the task, for so long at the most.
+
+    What others keep the event loop for beyond a tick is not held against the task: it may have
+    been about to end.
+    """
+    tick = min(timeout_seconds / _TICKS, _TICK_SECONDS)
+    waited = 0.0
+    while not task.done() and waited < timeout_seconds:
+        began = time.monotonic()
+        await asyncio.wait({task}, timeout=tick)
+        waited += min(time.monotonic() - began, tick)
+    if not task.done() and time.monotonic() - began > 2 * tick:
+        # What has become due meanwhile comes first.
+        await asyncio.wait({task}, timeout=tick)
 
 
 @contextmanager

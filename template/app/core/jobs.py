@@ -3,7 +3,7 @@
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -157,7 +157,7 @@ class Job(Generic[P]):
             name=self.name,
             payload=payload.model_dump(mode="json"),
             context={key: str(context[key]) for key in _CARRIED if key in context},
-            due_at=datetime.now(UTC) + delay,
+            delay=delay,
             job_id=job_id,
             ordering_key=ordering_key,
         )

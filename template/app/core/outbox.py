@@ -1,15 +1,11 @@
 """The outbox: jobs are rows, written with what they follow from and kept until they are done.
 
-All times are the clocks of the processes that write and compare them, so these should be
-synchronised. What holds when they are not: no job is lost and none has its effects twice, since
-that rests on `tries` alone. A process whose clock is ahead by d has its new jobs begun up to d
-late, and what it held when it died is taken over up to d late; one whose clock is behind by more
-than a lease seems dead while it works, and each time the job's try counts as lost.
+All times are the database's, since the clocks of the processes that compare them need not agree.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -36,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 from uuid_utils.compat import uuid7
 
-from app.core.database import SERIAL, Base, is_unique_violation
+from app.core.database import SERIAL, Base, clock, is_unique_violation
 from app.core.events import Event, record
 
 _PURGE_BATCH = 1000
@@ -128,11 +124,11 @@ async def add(
     name: str,
     payload: dict[str, Any],
     context: dict[str, str],
-    due_at: datetime,
+    delay: timedelta = timedelta(),
     job_id: str | None = None,
     ordering_key: str | None = None,
 ) -> bool:
-    """Insert a job; `False` when there is one with this `job_id` already."""
+    """Insert a job, due after `delay`; `False` when there is one with this `job_id` already."""
     statement = insert(OutboxJob).values(
         job_id=job_id or uuid7().hex,
         name=name,
@@ -140,8 +136,8 @@ async def add(
         context=context,
         ordering_key=ordering_key,
         tries=0,
-        due_at=due_at,
-        created_at=datetime.now(UTC),
+        due_at=clock(delay),
+        created_at=clock(),
     )
     if job_id is None:
         await session.execute(statement)
@@ -169,7 +165,7 @@ def is_held_up() -> ColumnElement[bool]:
 
 async def is_due(session: AsyncSession) -> bool:
     """Whether there may be something to hand to the queue; takes no locks."""
-    due = exists().where(OutboxJob.due_at <= datetime.now(UTC))
+    due = exists().where(OutboxJob.due_at <= clock())
     return bool(await session.scalar(select(due)))
 
 
@@ -184,10 +180,9 @@ async def take_due(
     Any number of relays may do this at once. A row waits as long as an older one with its
     ordering key is not done. Of all rows, or of those that meet a condition.
     """
-    now = datetime.now(UTC)
     due = await session.execute(
         select(OutboxJob.id, OutboxJob.tries, OutboxJob.failures)
-        .where(OutboxJob.due_at <= now, ~is_held_up(), true() if only is None else only)
+        .where(OutboxJob.due_at <= clock(), ~is_held_up(), true() if only is None else only)
         # What is overdue for longest, straight from the index: a backlog need not be sorted, nor
         # the rows of past jobs be passed over.
         .order_by(OutboxJob.due_at, OutboxJob.id)
@@ -203,7 +198,7 @@ async def take_due(
         await session.execute(
             update(OutboxJob)
             .where(OutboxJob.id.in_([ticket.id for ticket in tickets]))
-            .values(due_at=now + lease)
+            .values(due_at=clock(lease))
         )
     return tickets
 
@@ -224,7 +219,7 @@ async def begin_try(session: AsyncSession, ticket: Ticket, lease: timedelta) -> 
     return await session.scalar(
         update(OutboxJob)
         .where(_is_current(ticket))
-        .values(tries=OutboxJob.tries + 1, due_at=datetime.now(UTC) + lease)
+        .values(tries=OutboxJob.tries + 1, due_at=clock(lease))
         .returning(OutboxJob)
         .execution_options(synchronize_session=False)
     )
@@ -235,7 +230,7 @@ async def keep(session: AsyncSession, tickets: Sequence[Ticket], lease: timedelt
 
     One that has just been postponed beyond the lease stays so; for less, it may wait for a lease.
     """
-    until = datetime.now(UTC) + lease
+    until = clock(lease)
     await session.execute(
         update(OutboxJob)
         .where(
@@ -256,7 +251,7 @@ async def finish(session: AsyncSession, ticket: Ticket) -> None:
     Raises:
         SupersededError: it has been done, or begun by someone else.
     """
-    await _change(session, ticket, due_at=None, done_at=datetime.now(UTC))
+    await _change(session, ticket, due_at=None, done_at=clock())
 
 
 async def postpone(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
@@ -269,7 +264,7 @@ async def postpone(session: AsyncSession, ticket: Ticket, delay: timedelta) -> N
         session,
         ticket,
         failures=OutboxJob.failures + 1,
-        due_at=datetime.now(UTC) + delay,
+        due_at=clock(delay),
         refused_since=None,
     )
 
@@ -280,10 +275,9 @@ async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> Non
     Raises:
         SupersededError: as for `finish`.
     """
-    now = datetime.now(UTC)
-    since = func.coalesce(OutboxJob.refused_since, literal(now, OutboxJob.refused_since.type))
+    since = func.coalesce(OutboxJob.refused_since, clock())
     await _change(
-        session, ticket, tries=OutboxJob.tries - 1, due_at=now + delay, refused_since=since
+        session, ticket, tries=OutboxJob.tries - 1, due_at=clock(delay), refused_since=since
     )
 
 
@@ -293,7 +287,7 @@ async def give_back(session: AsyncSession, ticket: Ticket, delay: timedelta = ti
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC) + delay)
+    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=clock(delay))
 
 
 async def _change(session: AsyncSession, ticket: Ticket, **values: Any) -> None:
@@ -328,7 +322,7 @@ async def purge(session: AsyncSession, keep_for: timedelta) -> int:
     """Delete a batch of what was done longer ago; returns how many rows."""
     old = (
         select(OutboxJob.id)
-        .where(OutboxJob.done_at < datetime.now(UTC) - keep_for)
+        .where(OutboxJob.done_at < clock(-keep_for))
         .limit(_PURGE_BATCH)
         .with_for_update(skip_locked=True)
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -15,9 +16,13 @@ from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from app.core import job_task, outbox
+from app.core.background import BackgroundRunner
+from app.core.database import Database
+from app.core.events import EventBus
 from app.core.heartbeat import find_problem
+from app.core.job_leases import JobLeases
 from app.core.job_runner import JobRunner
-from app.core.jobs import Job, JobContext, JobRegistry, job
+from app.core.jobs import Job, JobContext, JobRegistry, RetryPolicy, job
 from app.core.outbox import OutboxJob, Ticket
 from app.settings import Settings
 from tests.fixtures.jobs import Jobs, Work, eventually
@@ -326,3 +331,68 @@ async def test_an_error_of_megabytes_is_logged_and_stored_in_part(
     [letter] = await jobs.letters()
     assert letter.error.startswith("ZeroDivisionError: xxx")
     assert len(letter.error + letter.traceback) < 50_000
+
+
+async def test_failures_that_an_earlier_release_has_not_counted_lose_no_job(
+    jobs: Jobs, settings: Settings, payload: Note
+) -> None:
+    async def work(_: Note, __: JobContext) -> None:
+        pass
+
+    patient = job(name="tests.it", payload=Note, retry=RetryPolicy(max_tries=30))(work)
+    await jobs.enqueue(patient, payload)
+    await change(jobs, tries=12, failures=0)
+    [row] = await jobs.rows()
+
+    await a_runner(jobs, settings, patient).run(Ticket(row.id, 12))
+
+    assert await jobs.letters() == []
+    assert [row.done_at is not None for row in await jobs.rows()] == [True]
+
+
+async def test_the_time_for_which_another_blocks_the_event_loop_does_not_count() -> None:
+    async def work() -> None:
+        for _ in range(10):
+            begun.set()
+            await asyncio.sleep(0.01)
+
+    begun = asyncio.Event()
+    task = asyncio.create_task(job_task.HandlerTasks().run("tests.it", work, 1))
+    await begun.wait()
+    # As a neighbour might, for longer than the task may take.
+    time.sleep(1.2)  # noqa: ASYNC251
+
+    await task
+
+
+async def test_leases_that_could_not_be_renewed_are_renewed_as_soon_as_they_can(
+    jobs: Jobs, settings: Settings, payload: Note
+) -> None:
+    async def work(_: Note, __: JobContext) -> None:
+        await asyncio.Event().wait()
+
+    hurried = settings.model_copy(update={"DB_LOCK_TIMEOUT_SECONDS": 0.1})
+    database = Database(hurried, EventBus(BackgroundRunner(hurried)))
+    await jobs.enqueue(a_job(work), payload)
+    [row] = await jobs.rows()
+    leases = JobLeases(database, 8)
+    leases.hold(Ticket(row.id, 0), 60)
+    failed_at: list[float] = []
+
+    def note(_: Any, __: str, line: Any) -> Any:
+        failed_at.append(time.monotonic())
+        return line
+
+    with capture_logs(processors=[note]):
+        async with jobs.database.transaction() as session:
+            # Nobody else can change it meanwhile.
+            await session.execute(update(OutboxJob).values(failures=0))
+            keeping = asyncio.create_task(leases.keep())
+            while len(failed_at) < 2:
+                await asyncio.sleep(0.05)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    await database.close()
+
+    # Instead of two seconds, a quarter of the lease.
+    assert failed_at[1] - failed_at[0] < 1.5
