@@ -14,7 +14,6 @@ BEHIND = parse_combination("postgresql+example")
 SCENARIO = Path(__file__).parent / "inside" / "pgbouncer.py"
 
 
-@pytest.mark.xdist_group(str(BEHIND))
 def test_a_service_works_behind_pgbouncer_in_transaction_mode(
     services: Callable[[Combination], Service],
 ) -> None:

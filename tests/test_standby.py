@@ -4,8 +4,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from tests.combinations import Combination, parse_combination
 from tests.service import Service
 
@@ -13,7 +11,6 @@ WITH_STANDBY = parse_combination("postgresql+example")
 SCENARIO = Path(__file__).parent / "inside" / "standby.py"
 
 
-@pytest.mark.xdist_group(str(WITH_STANDBY))
 def test_a_service_fails_over_to_a_standby(services: Callable[[Combination], Service]) -> None:
     service = services(WITH_STANDBY)
     copied = service.folder / "tests" / "test_standby.py"
