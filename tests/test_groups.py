@@ -33,7 +33,7 @@ def test_a_group_is_known_by_the_node_id(nodeid: str, group: str) -> None:
 def test_a_combination_stays_with_one_worker(tmp_path: Path) -> None:
     (tmp_path / "who_ran_what.py").write_text(WHO_RAN_WHAT)
     code = f"import sys, pytest; sys.path.append({str(tmp_path)!r}); sys.exit(pytest.main())"
-    options = ["-p", "who_ran_what", "-n2", "--shard=2/12", "-k", "tree or its_api", "-s"]
+    options = ["-p", "who_ran_what", "-n2", "--shard=6/6", "-k", "tree or its_api", "-s"]
     chosen = ["tests/test_combination.py", *options]
     command = [sys.executable, "-c", code, *chosen]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
