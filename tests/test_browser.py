@@ -29,8 +29,6 @@ from tests.service import Service
 
 WITH_USERS = parse_combination("sqlite+jwt+websockets+example")
 WITHOUT_USERS = parse_combination("sqlite+websockets+example")
-# One worker installs the service and starts the browser, for all of them.
-pytestmark = pytest.mark.xdist_group(str(WITH_USERS))
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QUIET = (

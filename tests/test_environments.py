@@ -13,7 +13,6 @@ from tests.environments import LOCK, MARKER, Environments, InstallationFailedErr
 from tests.service import Service, clean_environment
 
 CHOSEN = parse_combination("sqlite")
-pytestmark = pytest.mark.xdist_group(str(CHOSEN))
 STRAY = "Metadata-Version: 2.1\nName: stray\nVersion: 1.0\n"
 
 

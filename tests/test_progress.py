@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.progress import STEPS_FILE, Progress
+from tests.groups import STEPS_FILE
+from tests.progress import Progress
 
-SUITE = f"{STEPS_FILE}::test_its_own_tests_pass[sqlite]@sqlite"
-TYPES = f"{STEPS_FILE}::test_types_are_strict[sqlite]@sqlite"
+SUITE = f"{STEPS_FILE}::test_its_own_tests_pass[sqlite]"
+TYPES = f"{STEPS_FILE}::test_types_are_strict[sqlite]"
 UPDATE = "tests/update/test_update.py::test_the_answers_survive_an_update"
 BROWSER = "tests/test_browser.py::test_it_forgets_old_frames"
 
@@ -34,7 +35,6 @@ def report(
     properties: Sequence[tuple[str, object]] = [
         ("suite_tests", tests),
         ("processor_seconds", processor),
-        ("group", nodeid.partition("@")[2] or nodeid),
     ]
     return pytest.TestReport(
         nodeid=nodeid,

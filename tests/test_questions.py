@@ -9,12 +9,21 @@ import yaml
 from copier._main import Worker
 from copier._user_data import AnswersMap, Question
 
-from tests.questions import BAD_ANSWERS, CHANGED_ANSWERS, GOOD_ANSWERS, LONG, refusal
+from tests.questions import (
+    BAD_ANSWERS,
+    CHANGED_ANSWERS,
+    CONTRADICTIONS,
+    GOOD_ANSWERS,
+    LONG,
+    refusal,
+)
 from tests.rendering import Renderer, fast_copier, question_names
 from tests.snapshot import read_tree
 
 
-@pytest.mark.parametrize(("answers", "message"), BAD_ANSWERS, ids=lambda value: ascii(value)[:60])
+@pytest.mark.parametrize(
+    ("answers", "message"), BAD_ANSWERS + CONTRADICTIONS, ids=lambda value: ascii(value)[:60]
+)
 def test_a_bad_answer_is_refused_in_one_line(
     template: Path, answers: dict[str, Any], message: str
 ) -> None:
@@ -47,9 +56,13 @@ def test_the_prompt_refuses_it_too(template: Path, name: str, value: str) -> Non
     worker = Worker(src_path=str(template), dst_path=template / "none")
     details = worker.template.questions_data[name]
     question = Question(
-        answers=AnswersMap(), context={}, jinja_env=worker.jinja_env, var_name=name, **details
+        answers=AnswersMap(),
+        context={"_copier_answers": {}},
+        jinja_env=worker.jinja_env,
+        var_name=name,
+        **details,
     )
-    with pytest.raises(ValueError, match=r"Invalid choice|Validation error"):
+    with pytest.raises(ValueError, match=r"Invalid choice|Validation error(?!.*undefined)"):
         question.validate_answer(question.parse_answer(value))
 
 
@@ -103,5 +116,15 @@ def test_an_answer_that_cannot_change_is_not_asked_again(template: Path) -> None
     config = yaml.safe_load((template / "copier.yml").read_text())
     for _, changed, message in CHANGED_ANSWERS:
         name = message.partition(":")[0]
-        assert name in changed
+        assert name in changed or "comes with" in message
         assert config[name]["ask"] == f"{{{{ {name} is undefined }}}}"
+
+
+def test_a_refused_answer_of_a_new_service_is_shown_as_it_is(
+    template: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What the command prints: the line, and what the template stops with."""
+    stopped = refusal(template, {"use_arq": True}, quiet=False)
+    line = "use_arq: needs use_redis; answer use_redis=true, or use_arq=false\n"
+    assert capsys.readouterr().err == line
+    assert stopped == "parameter 'valid_answer' was not provided"

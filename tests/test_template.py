@@ -12,7 +12,7 @@ from jinja2 import StrictUndefined
 
 from tests.branches import conditions, jinja_files, recorded_branches
 from tests.combinations import COMBINATIONS, Combination
-from tests.questions import BAD_ANSWERS, GOOD_ANSWERS, refusal
+from tests.questions import BAD_ANSWERS, CONTRADICTIONS, GOOD_ANSWERS, refusal
 from tests.rendering import Renderer
 from tests.snapshot import ROOT, template_files
 from tests.update.repository import TemplateRepository
@@ -39,9 +39,11 @@ def test_every_condition_goes_both_ways(
         renderer = Renderer(template, folder / "branches")
         for answers in GOOD_ANSWERS:
             service = renderer.render(answers)
-        for answers, _ in BAD_ANSWERS:
+        for answers, _ in BAD_ANSWERS + CONTRADICTIONS:
             refusal(template, answers)
-        refusal(template, {"project_slug": "other"}, folder=service)
+        for quiet in (True, False):
+            refusal(template, {"use_arq": True}, quiet=quiet)
+            refusal(template, {"project_slug": "other"}, folder=service, quiet=quiet)
         updated = repository.copy(repository.head, folder / "branches-updated")
         # Not to the release that is made up: its lines are not those of the working tree.
         update(updated, version=repository.head)

@@ -7,6 +7,7 @@ from getpass import getpass
 from uuid import UUID
 
 from pydantic import SecretStr, ValidationError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.api import subscribe
 from app.core.background import BackgroundRunner
@@ -28,7 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     arguments are visible to everybody on the machine.
 
     Raises:
-        SystemExit: with what is wrong with the environment, the address or the password.
+        SystemExit: with what is wrong with the environment, the database, the address or the
+            password.
     """
     parser = argparse.ArgumentParser(prog="python -m app.create_admin", description=__doc__)
     parser.add_argument("email", help="the address to log in with")
@@ -47,6 +49,13 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit("\n".join(lines)) from None
     except AppError as error:
         raise SystemExit(str(error)) from None
+    except SQLAlchemyError as error:
+        # Without the statement, and the link to an explanation.
+        reason = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        message = f"The database cannot be used: {reason}"
+        raise SystemExit(message) from None
+    except (EOFError, KeyboardInterrupt):
+        raise SystemExit("No account is made.") from None
     print(f"The admin's account is made: {user_id}")  # noqa: T201
 
 

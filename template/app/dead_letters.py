@@ -4,14 +4,17 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
 from app.core import dead_letters
 from app.core.background import BackgroundRunner
-from app.core.database import Database
+from app.core.database import Database, is_lock_timeout, is_unavailable
 from app.core.dead_letters import DeadLetter
 from app.core.events import EventBus
 from app.core.jobs import JobRegistry, PayloadMismatchError
@@ -25,7 +28,8 @@ def main(arguments: list[str] | None = None) -> None:
     """List, show, retry or discard dead letters in the database that the environment names.
 
     Raises:
-        SystemExit: with what is wrong with the environment, or with what was asked for.
+        SystemExit: with what is wrong with the environment, the database, or with what was asked
+            for.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -40,7 +44,15 @@ def main(arguments: list[str] | None = None) -> None:
         finally:
             await database.close()
 
-    asyncio.run(run())
+    try:
+        asyncio.run(run())
+    except SQLAlchemyError as error:
+        sys.exit(f"The database cannot be used: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    # Without the statement, and the link to an explanation.
+    return _printable(str(getattr(error, "orig", None) or error).partition("\n")[0])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -127,16 +139,39 @@ async def _retry(database: Database, options: argparse.Namespace) -> None:
     ids = await _selected(database, options)
     if options.payload is not None and len(ids) > 1:
         sys.exit("--payload is for one job.")
+
+    async def retry(session: AsyncSession, letter: DeadLetter) -> str:
+        if options.payload is not None:
+            _check(letter, options.payload)
+        again = await dead_letters.retry(session, letter, options.payload)
+        return "handed over" if again else "is under way already"
+
+    await _change(database, ids, retry)
+
+
+async def _change(
+    database: Database,
+    ids: Sequence[UUID],
+    change: Callable[[AsyncSession, DeadLetter], Awaitable[str]],
+) -> None:
+    refused = 0
+    # One by one: there may be more than fit into memory, locks are held for a moment only, and one
+    # that cannot be changed does not keep the others.
     for id_ in ids:
-        # One by one: there may be more than fit into memory, and locks are held for a moment only.
-        async with database.transaction() as session:
-            letter = await dead_letters.get_locked(session, id_)
-            if letter and options.payload is not None:
-                _check(letter, options.payload)
-            again = letter and await dead_letters.retry(session, letter, options.payload)
-        if letter:
-            outcome = "handed over" if again else "is under way already"
-            _say(f"{_short(letter.id)}  {letter.name}: {outcome}")
+        try:
+            async with database.transaction() as session:
+                if letter := await dead_letters.get_locked(session, id_):
+                    outcome = await change(session, letter)
+        except (SQLAlchemyError, ValueError, RecursionError) as error:
+            if is_unavailable(error) and not is_lock_timeout(error):
+                raise
+            refused += 1
+            _say(f"{_short(id_)}  cannot be changed: {_reason(error)}")
+        else:
+            if letter:
+                _say(f"{_short(id_)}  {letter.name}: {outcome}")
+    if refused:
+        sys.exit(f"{refused} of {len(ids)} were left as they are.")
 
 
 def _check(letter: DeadLetter, payload: dict[str, Any]) -> None:
@@ -154,12 +189,11 @@ def _check(letter: DeadLetter, payload: dict[str, Any]) -> None:
 
 
 async def _discard(database: Database, options: argparse.Namespace) -> None:
-    for id_ in await _selected(database, options):
-        async with database.transaction() as session:
-            if letter := await dead_letters.get_locked(session, id_):
-                await dead_letters.discard(session, letter)
-        if letter:
-            _say(f"{_short(id_)}  {letter.name}: discarded")
+    async def discard(session: AsyncSession, letter: DeadLetter) -> str:
+        await dead_letters.discard(session, letter)
+        return "discarded"
+
+    await _change(database, await _selected(database, options), discard)
 
 
 async def _selected(database: Database, options: argparse.Namespace) -> Sequence[UUID]:

@@ -1,13 +1,11 @@
 """The worker's command: runs the jobs that the service has handed over, or tells how it is."""
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
-from pathlib import Path
 
-from app.core.heartbeat import DEFAULT_FILE, find_problem
+from app.core.heartbeat import Heartbeat, find_problem, heartbeat_file, write_heartbeat
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,7 +21,11 @@ def main(arguments: list[str] | None = None) -> None:
     check = parser.parse_args(arguments).check
     if check:
         # Not from the settings: a probe comes every few seconds and must not load the service.
-        file = Path(os.environ.get("WORKER_HEARTBEAT_FILE", DEFAULT_FILE))  # noqa: TID251
+        configured = os.environ.get("WORKER_HEARTBEAT_FILE")  # noqa: TID251
+        try:
+            file = heartbeat_file(configured)
+        except FileNotFoundError as error:
+            sys.exit(f"there is no heartbeat: {error.strerror}")
         sys.exit(find_problem(file, ready=check == "ready"))
     _run()
 
@@ -31,6 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run() -> None:
     from app.core.jobs import JobRegistry  # noqa: PLC0415
     from app.core.logging import configure_logging  # noqa: PLC0415
+    from app.core.worker_process import run_to_end  # noqa: PLC0415
     from app.settings import InvalidSettingsError, load_settings  # noqa: PLC0415
     from app.worker_lifespan import job_modules, serve  # noqa: PLC0415
 
@@ -38,10 +41,18 @@ def _run() -> None:
         settings = load_settings()
     except InvalidSettingsError as error:
         sys.exit(f"The worker cannot start with this environment:\n{error}")
+    try:
+        file = heartbeat_file(settings.WORKER_HEARTBEAT_FILE)
+        write_heartbeat(file, Heartbeat(working_at=0, draining=False))
+    except OSError as error:
+        sys.exit(
+            "The worker cannot start, as it could not show that it is alive: "
+            f"WORKER_HEARTBEAT_FILE: name a file in a folder that can be written ({error})"
+        )
     configure_logging(settings)
     # Two lines for each ticket; the runner has one for each try, with the job's name.
     logging.getLogger("arq").setLevel(logging.WARNING)
-    asyncio.run(serve(settings, JobRegistry.of(job_modules())))
+    run_to_end(serve(settings, JobRegistry.of(job_modules())))
 
 
 if __name__ == "__main__":

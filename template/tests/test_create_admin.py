@@ -101,3 +101,12 @@ async def test_in_a_terminal_the_password_is_asked_for_twice(
     typed = {"Password: ": PASSWORD, "Again: ": again}
     monkeypatch.setattr(create_admin, "getpass", typed.__getitem__)
     assert str(end) in str(await create(EMAIL, password="ignored", source=Terminal))
+
+
+async def test_a_database_that_is_away_is_said_in_one_line(
+    create: Create, monkeypatch: pytest.MonkeyPatch, unreachable_database_url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", unreachable_database_url)
+    end = str(await create(EMAIL))
+    assert end.startswith("The database cannot be used: ")
+    assert "\n" not in end

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from sqlalchemy import text
 
 from app import dead_letters
 from app.core.database import Database
@@ -145,3 +146,29 @@ async def test_what_a_terminal_would_obey_is_escaped(jobs: Jobs, command: Run) -
         assert r"\x1b]0;owned\x07" in printed
     assert "Ägypten 日本" in shown
     assert "Traceback\n  line\n" in shown
+
+
+async def test_a_letter_that_cannot_be_repeated_does_not_keep_the_others(
+    jobs: Jobs, command: Run
+) -> None:
+    letters = [await jobs.a_dead_letter() for _ in range(3)]
+    # What each database keeps, and then cannot give or take again.
+    bad, id_ = "'{\"number\": 1e999}'", f"'{letters[0].id}'"
+    if not jobs.database.engine.dialect.supports_native_uuid:
+        bad, id_ = "'{'", f"'{letters[0].id.hex}'"
+    async with jobs.database.transaction() as session:
+        await session.execute(text(f"UPDATE dead_letters SET payload = {bad} WHERE id = {id_}"))
+
+    assert "1 of 3 were left" in await command("retry", "--all", fails=True)
+
+    assert {row.job_id for row in await jobs.rows()} == {each.job_id for each in letters[1:]}
+
+
+async def test_a_database_that_is_away_is_said_in_one_line(
+    command: Run, monkeypatch: pytest.MonkeyPatch, unreachable_database_url: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", unreachable_database_url)
+    for arguments in (("list",), ("show", "1"), ("retry", "--all"), ("discard", "--all")):
+        said = await command(*arguments, fails=True)
+        assert said.startswith("The database cannot be used: ")
+        assert "\n" not in said

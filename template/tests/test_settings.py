@@ -93,7 +93,6 @@ def test_the_environment_goes_before_the_file(environment: SetEnvironment, tmp_p
         ("ALLOWED_ORIGINS", "[1]", "must be a list of strings"),
         ("TRUSTED_PROXIES", "10.0.0.0/8,10.0.0.1/99", "entry 2 is not an IP address or a network"),
         ("TRUSTED_HOSTS", "https://a.example", "entry 1 is not a host"),
-        ("APP_NAME", "", "at least 1 character"),
         ("DEBUG", "perhaps", "valid boolean"),
     ],
 )
@@ -179,3 +178,70 @@ def test_settings_cannot_be_changed_while_the_service_runs() -> None:
 
 def test_every_variable_can_be_set_from_the_environment() -> None:
     assert all(name.isupper() for name in Settings.model_fields)
+
+
+@pytest.mark.parametrize("from_file", [True, False])
+def test_an_empty_variable_is_as_good_as_none(
+    environment: SetEnvironment,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    from_file: bool,
+) -> None:
+    """Compose makes one of `${NAME:-}`."""
+    names = Settings.model_fields.keys() - {"DATABASE_URL"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    defaults = load_settings()
+    if from_file:
+        (tmp_path / ".env").write_text("".join(f"{name}=\n" for name in names))
+    else:
+        environment(**dict.fromkeys(names, ""))
+    settings = load_settings()
+    assert settings.model_fields_set == {"DATABASE_URL"}
+    assert settings == defaults
+
+
+def test_an_empty_variable_leaves_the_one_of_the_file(
+    environment: SetEnvironment, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("APP_NAME=File\n")
+    environment(APP_NAME="")
+    assert load_settings().APP_NAME == "File"
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("'p${a}w$b'", "p${a}w$b"),
+        ("'it\\'s ${APP}'", "it's ${APP}"),
+        ('"p${APP}w"', "pShopw"),
+        ("p${APP}w", "pShopw"),
+        ('"${LITERAL}"', "$x${APP}"),
+        ("p${NOWHERE:-a}w # why", "paw"),
+    ],
+)
+def test_the_file_is_read_as_a_shell_would(tmp_path: Path, written: str, expected: str) -> None:
+    lines = ["APP=Shop", "LITERAL='$x${APP}'", f"APP_NAME={written}", ""]
+    (tmp_path / ".env").write_text("\n".join(lines))
+    settings = load_settings()
+    assert expected == settings.APP_NAME
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["TRUSTED_HOSTS api.example.com", "TRUSTED_HOSTS", "APP_NAME='hunter2", 'APP_NAME="a" hunter2'],
+)
+def test_a_line_that_cannot_be_read_stops_the_start(tmp_path: Path, line: str) -> None:
+    (tmp_path / ".env").write_text(f"# The first.\nDEBUG=false\n\n{line}\nLOG_LEVEL=INFO\n")
+    assert refusal() == ".env: line 4: write NAME=value, and close every quote"
+
+
+def test_a_file_in_another_encoding_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("APP_NAME=Bücher".encode("utf-16"))
+    assert refusal() == ".env: cannot be read; it must be a text in UTF-8"
+
+
+def test_a_file_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"\xef\xbb\xbfAPP_NAME=Shop\r\nDEBUG=true\r\n")
+    settings = load_settings()
+    assert (settings.APP_NAME, settings.DEBUG) == ("Shop", True)

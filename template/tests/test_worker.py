@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 import structlog
+from sqlalchemy import update
 
 from app.core.heartbeat import find_problem
 from app.core.outbox import OutboxJob
@@ -125,12 +127,15 @@ async def test_a_job_that_kills_its_worker_ends_in_the_dead_letters(
     jobs: Jobs, work: Work, tmp_path: Path
 ) -> None:
     env = {"JOB_LEASE_SECONDS": "1"}
-    # One of them begins it and dies; the other finds that its only try has been used up.
+    async with jobs.database.transaction() as session:
+        await definitions.deadly.enqueue(session, Note(file=tmp_path / "notes"))
+        # What nine workers before would have left.
+        await session.execute(update(OutboxJob).values(tries=9))
+    # One of them begins it and dies; the other finds that it has lost too many.
     async with work(env, WORKER, ready=False), work(env, WORKER, ready=False):
-        await jobs.enqueue(definitions.deadly, Note(file=tmp_path / "notes"))
         [letter] = await eventually(jobs.letters, bool)
 
-    assert letter.error == "WorkerLostError: no outcome of try 1"
+    assert letter.error == "WorkerLostError: no outcome of 10 of its 10 tries"
     assert await lines(tmp_path / "notes") == ["tried"]
 
 
@@ -219,3 +224,19 @@ async def test_a_worker_that_cannot_show_that_it_is_alive_ends(
             has_ended = worker.task.done()
 
     assert has_ended
+
+
+async def test_a_worker_without_a_place_for_its_heartbeat_says_so_and_does_not_start(
+    tmp_path: Path, database_url: str
+) -> None:
+    file = tmp_path / "missing" / "heartbeat.json"
+    result = await anyio.run_process(
+        [sys.executable, "-m", "app.worker"],
+        check=False,
+        env={**os.environ, "DATABASE_URL": database_url, "WORKER_HEARTBEAT_FILE": str(file)},
+        cwd=Path(__file__).parents[1],
+    )
+    assert result.returncode == 1
+    [line] = result.stderr.decode().splitlines()
+    assert line.startswith("The worker cannot start")
+    assert "WORKER_HEARTBEAT_FILE: name a file in a folder that can be written" in line

@@ -13,8 +13,8 @@ CHANGED = {
             "    found: UUID = row.id\n    return found\n",
         ),
     ),
+    "template/app/core/compression.py": (("_LEVEL = 1\n", "_LEVEL = 2\n"),),
     "template/app/core/http_stack.py": (
-        ("_GZIP_LEVEL = 1\n", "_GZIP_LEVEL = 2\n"),
         ("The Host header names another service.", "The Host header is that of another service."),
         ("_detail = bytes(refusal.body).decode()", "_detail = bytes(refusal.body).decode('utf-8')"),
     ),

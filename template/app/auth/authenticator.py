@@ -1,6 +1,6 @@
 """Whose token it is, as the database knows it at this moment."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -33,7 +33,7 @@ class DatabaseAuthenticator:
     """
 
     def __init__(self, access_tokens: AccessTokens, database: Database) -> None:
-        self._access_tokens = access_tokens
+        self.access_tokens = access_tokens
         self._database = database
 
     async def authenticate(self, token: str) -> Identity:
@@ -51,7 +51,7 @@ class DatabaseAuthenticator:
             InvalidTokenError: it is not one of ours, or has expired.
         """
         try:
-            return self._access_tokens.verify(token)
+            return self.access_tokens.verify(token)
         except InvalidTokenError as error:
             logger.info("auth.access_refused", reason=error.reason)
             raise
@@ -67,9 +67,7 @@ class DatabaseAuthenticator:
         except ValueError:
             raise InvalidTokenError("claims of another form") from None
         async with self._database.read_only() as session:
-            access = await SessionRepository(session).find_access(
-                user_id, session_id, datetime.now(UTC)
-            )
+            access = await SessionRepository(session).find_access(user_id, session_id)
         if access is None or access.epoch != claims.epoch:
             logger.info(
                 "auth.access_refused",

@@ -1,6 +1,7 @@
 """Whose token it is, remembered in Redis for as long as nothing has ended that."""
 
-from datetime import UTC, datetime
+import hmac
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Final
 from uuid import UUID, uuid4
@@ -19,23 +20,23 @@ from app.core.security import Identity, Role
 from app.core.settings import Section
 from app.users.events import AccessChanged
 
-# An entry counts as long as it carries the stamp of its user, which is random and made anew
-# whenever it is missing. So removing the stamp removes all entries of a user, those included that
-# are being loaded at this moment: they will carry the stamp that was there before the load.
+# An entry counts as long as it carries the generation of all that is cached and the stamp of its
+# user; both are random and made anew whenever they are missing. So removing the stamp removes all
+# entries of a user, those included that are being loaded at this moment: they will carry the stamp
+# that was there before the load.
 _FIND: Final = """
-local function stamp(key)
+local function stamp(key, ...)
     local value = redis.call('GET', key)
     if not value then
         value = ARGV[1]
-        redis.call('SET', key, value, 'PX', ARGV[2])
+        redis.call('SET', key, value, ...)
     end
     return value
 end
-local user = stamp(KEYS[2])
-if user == 'changing' then
+if redis.call('EXISTS', KEYS[4]) == 1 then
     return {false, false}
 end
-local both = stamp(KEYS[3]) .. user
+local both = stamp(KEYS[3]) .. stamp(KEYS[2], 'PX', ARGV[2])
 local entry = redis.call('GET', KEYS[1])
 if entry and string.sub(entry, 1, #both) == both then
     return {both, string.sub(entry, #both + 1)}
@@ -43,7 +44,7 @@ end
 return {both, false}
 """
 _STAMP_MILLISECONDS = 3_600_000
-_CHANGING = "changing"
+_SIGNATURE_BYTES = 32
 # What a commit may take after the request's time is over, at most.
 _COMMIT_SECONDS = 30
 
@@ -64,21 +65,24 @@ class AuthCacheSettings(Section):
 
 
 class _Entry(BaseModel):
-    """What is remembered of a token: no more than a route may need."""
+    """What is remembered of a token: no more than a route may need, and until when."""
 
     role: Role
     session_id: UUID
     expires_at: datetime
+    until: datetime
 
 
 class CachedAuthenticator:
     """Takes who it is from Redis, in one round trip; while Redis is away the database answers.
 
     What ends a user's access removes their stamp after the commit, before its request is
-    answered. Already before the commit the stamp is replaced by a mark that nothing can be taken
-    or stored under: a process that dies in between leaves no entry that counts. What could not be
-    removed during an outage goes with the stamp that all entries share, which each process
-    removes when the outage is over, before it reads an entry again.
+    answered. Already before the commit it is noted that the user is changing: nothing is taken or
+    stored meanwhile, so a process that dies in between leaves no entry that counts. What could not
+    be removed during an outage goes with the generation that all entries share: see `RedisClient`.
+
+    Entries are signed, as whoever can write to Redis must not be able to give themselves a role;
+    and what is signed says until when, so that putting an old one back is of no use either.
 
     Args:
         settings: How long entries live.
@@ -101,13 +105,12 @@ class CachedAuthenticator:
         self._database = database
         self._redis = redis
         self._find_script = redis.raw.register_script(_FIND)
-        # Something ended access, and Redis could not be told.
-        self._outdated = False
+        self._secret = database.access_tokens.keys.shared_secret
+        self._process = uuid4().hex
         events.subscribe_before_commit(AccessChanged, self._before_change)
         events.subscribe_after_commit(AccessChanged, self._after_change)
         events.subscribe_before_commit(SessionEnded, self._before_change)
         events.subscribe_after_commit(SessionEnded, self._after_change)
-        redis.on_recovery(self._forget_all)
 
     async def authenticate(self, token: str) -> Identity:
         """Return whose token it is, now.
@@ -118,8 +121,6 @@ class CachedAuthenticator:
         claims = self._database.verify(token)
         key = self._redis.key("auth", "token", sha256(token.encode()).hexdigest())
         try:
-            if self._outdated:
-                await self._redis.call(self._forget_all)
             stamp, entry = await self._find(key, claims)
         except REDIS_ERRORS:
             return (await self._database.look_up(claims)).identity
@@ -131,27 +132,40 @@ class CachedAuthenticator:
         return found.identity
 
     async def _find(self, key: str, claims: Claims) -> tuple[bytes | None, _Entry | None]:
-        keys = [key, self._stamp_key(claims.subject), self._common_stamp_key()]
+        stamp_key, changing_key = (
+            self._stamp_key(claims.subject),
+            self._changing_key(claims.subject),
+        )
+        keys = [key, stamp_key, self._redis.generation_key, changing_key]
         args: list[str | int] = [uuid4().hex, _STAMP_MILLISECONDS]
         stamp, entry = await self._redis.call(lambda _: self._find_script(keys, args))
-        try:
-            return stamp, None if entry is None else _Entry.model_validate_json(entry)
-        except ValidationError:
-            # Of another release; it is replaced.
+        if entry is None:
             return stamp, None
+        body, signature = entry[:-_SIGNATURE_BYTES], entry[-_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._sign(key, stamp, body)):
+            # Of a release or of a key that was replaced, or by somebody else.
+            return stamp, None
+        try:
+            found = _Entry.model_validate_json(body)
+        except ValidationError:
+            return stamp, None
+        return stamp, found if found.until > datetime.now(UTC) else None
 
     async def _store(self, key: str, stamp: bytes, found: Authentication) -> None:
         identity = found.identity
-        seconds = (found.expires_at - datetime.now(UTC)).total_seconds()
-        milliseconds = int(min(seconds, self._ttl_seconds) * 1000)
+        now = datetime.now(UTC)
+        until = min(found.expires_at, now + timedelta(seconds=self._ttl_seconds))
+        milliseconds = int((until - now).total_seconds() * 1000)
         if milliseconds <= 0:
             return
         entry = _Entry(
             role=identity.role,
             session_id=UUID(identity.session_id),
             expires_at=identity.expires_at,
+            until=until,
         )
-        value = stamp + entry.model_dump_json().encode()
+        body = entry.model_dump_json().encode()
+        value = stamp + body + self._sign(key, stamp, body)
 
         async def store(client: Redis) -> None:
             await client.set(key, value, px=milliseconds)
@@ -161,41 +175,42 @@ class CachedAuthenticator:
         except REDIS_ERRORS as error:
             logger.debug("auth_cache_not_written", error=type(error).__name__)
 
+    def _sign(self, key: str, stamp: bytes, body: bytes) -> bytes:
+        text = b"auth-cache:%b:%b:%b" % (key.encode(), stamp, body)
+        return hmac.digest(self._secret, text, "sha256")
+
     async def _before_change(self, event: AccessChanged | SessionEnded, _: AsyncSession) -> None:
-        key = self._stamp_key(str(event.user_id))
+        user_id = str(event.user_id)
 
-        async def mark(client: Redis) -> None:
-            await client.set(key, _CHANGING, px=self._changing_milliseconds)
+        async def note(client: Redis) -> None:
+            async with client.pipeline() as pipeline:
+                pipeline.sadd(self._changing_key(user_id), self._name(event))
+                pipeline.pexpire(self._changing_key(user_id), self._changing_milliseconds)
+                pipeline.unlink(self._stamp_key(user_id))
+                await pipeline.execute()
 
-        try:
-            await self._redis.call(mark)
-        except REDIS_ERRORS:
-            self._outdated = True
+        await self._redis.invalidate(note)
 
     async def _after_change(self, event: AccessChanged | SessionEnded) -> None:
-        key = self._stamp_key(str(event.user_id))
+        user_id = str(event.user_id)
 
-        async def remove(client: Redis) -> None:
-            await client.unlink(key)
+        async def end(client: Redis) -> None:
+            async with client.pipeline() as pipeline:
+                pipeline.unlink(self._stamp_key(user_id))
+                pipeline.srem(self._changing_key(user_id), self._name(event))
+                await pipeline.execute()
 
-        try:
-            await self._redis.call(remove)
-        except REDIS_ERRORS:
-            self._outdated = True
+        await self._redis.invalidate(end)
 
-    async def _forget_all(self, client: Redis) -> None:
-        self._outdated = False
-        try:
-            await client.unlink(self._common_stamp_key())
-        except BaseException:
-            self._outdated = True
-            raise
+    def _name(self, event: AccessChanged | SessionEnded) -> str:
+        # Of this change alone: the end of one must not end another that is under way.
+        return f"{self._process}:{id(event)}"
 
     def _stamp_key(self, user_id: str) -> str:
         return self._redis.key("auth", "stamp", user_id)
 
-    def _common_stamp_key(self) -> str:
-        return self._redis.key("auth", "stamp")
+    def _changing_key(self, user_id: str) -> str:
+        return self._redis.key("auth", "changing", user_id)
 
 
 def _identity(claims: Claims, entry: _Entry) -> Identity:

@@ -7,6 +7,8 @@ from starlette.requests import HTTPConnection
 
 from app.auth.service import Client, LoginService, SessionService
 from app.auth.throttle import LoginThrottle
+from app.core.access_tokens import AccessTokens
+from app.core.fair_limiter import subscriber_of
 from app.core.rate_limit import caller
 
 _MAX_USER_AGENT = 255
@@ -16,7 +18,7 @@ async def get_client(connection: HTTPConnection) -> Client:
     """Who sends the request."""
     user_agent = connection.headers.get("User-Agent", "").strip()[:_MAX_USER_AGENT]
     printable = "".join(character for character in user_agent if character.isprintable())
-    return Client(caller(connection), printable or None)
+    return Client(caller(connection), printable or None, subscriber_of(connection))
 
 
 async def get_sessions(connection: HTTPConnection) -> SessionService:
@@ -31,7 +33,8 @@ SessionsDep = Annotated[SessionService, Depends(get_sessions)]
 async def get_login(connection: HTTPConnection, sessions: SessionsDep) -> LoginService:
     """Logging in, in transactions of its own."""
     state = connection.state
-    throttle = LoginThrottle(state.rate_limiter, state.settings, state.settings.SECRET_KEY)
+    access_tokens: AccessTokens = state.access_tokens
+    throttle = LoginThrottle(state.rate_limiter, state.settings, access_tokens.keys.shared_secret)
     return LoginService(state.database, state.passwords, throttle, sessions)
 
 

@@ -1,6 +1,5 @@
 """What follows for sessions from what happens to users, and what is purged."""
 
-from datetime import UTC, datetime
 from functools import partial
 
 import structlog
@@ -21,7 +20,7 @@ logger = structlog.get_logger(__name__)
 async def end_sessions(event: AccessChanged, session: AsyncSession) -> None:
     """Revoke the user's refresh tokens in the transaction that ended their access."""
     if event.ends_sessions:
-        await SessionRepository(session).end_all(event.user_id, datetime.now(UTC))
+        await SessionRepository(session).end_all(event.user_id)
 
 
 async def purge_expired_tokens(database: Database) -> None:
@@ -29,7 +28,7 @@ async def purge_expired_tokens(database: Database) -> None:
     purged, batch = 0, _PURGE_BATCH
     while batch == _PURGE_BATCH:
         async with database.transaction() as session:
-            batch = await SessionRepository(session).delete_expired(datetime.now(UTC), _PURGE_BATCH)
+            batch = await SessionRepository(session).delete_expired(_PURGE_BATCH)
         purged += batch
     if purged:
         logger.info("auth.refresh_tokens_purged", count=purged)

@@ -1,7 +1,7 @@
 """The rules of sessions: logging in, refreshing once, and ending them."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -23,7 +23,7 @@ from app.auth.repository import SessionRepository
 from app.auth.schemas import LoginForm, TokenPair
 from app.auth.throttle import LoginThrottle
 from app.core.access_tokens import AccessTokens
-from app.core.database import Database
+from app.core.database import Database, clock
 from app.core.events import record
 from app.core.pagination import PageParams, Slice
 from app.core.passwords import Passwords, Verified
@@ -61,10 +61,17 @@ class SessionSettings(Section):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who sends a request, as far as one can tell without a token."""
+    """Who sends a request, as far as one can tell without a token.
+
+    Args:
+        address: An IPv4 address, or the IPv6 network that one place has at least.
+        user_agent: What they say of their software.
+        network: The network that one subscriber has at most.
+    """
 
     address: str
     user_agent: str | None
+    network: str = ""
 
 
 class LoginService:
@@ -91,9 +98,10 @@ class LoginService:
         Raises:
             InvalidCredentialsError: whatever the reason; it takes as long for unknown accounts.
             LoginThrottledError: too many logins have failed.
+            OverloadedError: too many passwords are being verified.
         """
         email = _normalize(form.username)
-        attempt = await self._throttle.admit(email or form.username, client.address)
+        attempt = await self._throttle.admit(email or form.username, client.address, client.network)
         log = logger.bind(account=attempt.account)
         try:
             pair = await self._try(email, form.password.get_secret_value(), client, log)
@@ -113,7 +121,7 @@ class LoginService:
         for _ in range(_TRIES):
             user = None if email is None else await self._find(email)
             password_hash = None if user is None else user.password_hash
-            verified = await self._passwords.verify(password, password_hash)
+            verified = await self._passwords.verify(password, password_hash, client.network)
             if user is None:
                 log.warning("auth.login_failed", reason="unknown_account")
                 raise _refused()
@@ -174,16 +182,15 @@ class SessionService:
         """Add a session for a user, whose row must be locked; return its first tokens and id."""
         # Holds the time of the login, which is not after its first use.
         family_id = uuid7()
-        now = datetime.now(UTC)
         token = tokens.new_token()
         first = RefreshToken(
             family_id=family_id,
             user_id=user.id,
             token_hash=tokens.hash_token(token),
             user_agent=client.user_agent,
-            issued_at=now,
-            expires_at=now + min(self._idle, self._absolute),
-            family_expires_at=now + self._absolute,
+            issued_at=clock(),
+            expires_at=clock(min(self._idle, self._absolute)),
+            family_expires_at=clock(self._absolute),
         )
         SessionRepository(session).add(first)
         return self._pair(user, first, token), first.family_id
@@ -212,11 +219,11 @@ class SessionService:
             reason = "unknown_token" if user is None else "inactive"
             logger.warning("auth.refresh_failed", reason=reason)
             return None
-        # Not before the lock: who has waited for it comes after the use that it waited for.
-        now = datetime.now(UTC)
-        used = await sessions.use(token_hash, now)
-        if used is None:
-            return await self._refresh_again(session, user, token, now)
+        # After the lock: who has waited for it comes after the use that it waited for.
+        used = await sessions.use(token_hash)
+        if used is None or used.used_at is None:
+            return await self._refresh_again(session, user, token)
+        now = used.used_at
         salt = tokens.new_salt()
         child_token = tokens.derive_child(token, salt)
         child = RefreshToken(
@@ -235,12 +242,13 @@ class SessionService:
         return self._pair(user, child, child_token)
 
     async def _refresh_again(
-        self, session: AsyncSession, user: User, token: str, now: datetime
+        self, session: AsyncSession, user: User, token: str
     ) -> TokenPair | None:
         sessions = SessionRepository(session)
         known = await sessions.get(tokens.hash_token(token))
         log = logger.bind(user_id=str(user.id), session_id=str(known.family_id))
-        newest = await sessions.get_newest(known.family_id, now)
+        now = await sessions.get_time()
+        newest = await sessions.get_newest(known.family_id)
         if newest is None or known.used_at is None:
             reason = "expired" if known.expires_at <= now else "revoked"
             log.warning("auth.refresh_failed", reason=reason)
@@ -274,8 +282,7 @@ class SessionService:
     async def list_newest(self, identity: Identity, page: PageParams) -> Slice[RefreshToken]:
         """Return the user's sessions, each as its newest token, the last used first."""
         async with self._database.read_only() as session:
-            now = datetime.now(UTC)
-            return await SessionRepository(session).list_newest(UUID(identity.id), page, now)
+            return await SessionRepository(session).list_newest(UUID(identity.id), page)
 
     async def end(self, identity: Identity, session_id: UUID) -> None:
         """End one of the user's sessions.
@@ -304,7 +311,7 @@ class SessionService:
 
 
 async def _end(session: AsyncSession, user_id: UUID, session_id: UUID, reason: str) -> bool:
-    if not await SessionRepository(session).end(user_id, session_id, datetime.now(UTC)):
+    if not await SessionRepository(session).end(user_id, session_id):
         return False
     record(session, SessionEnded(user_id=user_id, session_id=session_id))
     logger.info(

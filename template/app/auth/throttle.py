@@ -5,7 +5,7 @@ import math
 from hashlib import sha256
 
 import structlog
-from pydantic import Field, SecretStr
+from pydantic import Field
 
 from app.auth.exceptions import LoginThrottledError
 from app.core.rate_limit import RateLimit, RateLimiter
@@ -14,8 +14,9 @@ from app.core.settings import Section
 # The longer it goes on, the rarer the attempts: five in a minute, then ten in a quarter of an
 # hour, then twenty in two hours (with the default setting).
 _BACKOFF = ((4, 7200), (2, 900), (1, 60))
-# An account's failures from everywhere: guessing from many addresses at once ends here. One
-# address cannot lock the owner out, who comes from another; whoever has twenty can, for an hour.
+# An account's failures from everywhere: guessing from many networks at once ends here. One
+# subscriber, who may have 65,536 networks of IPv6, cannot lock the owner out, who comes from
+# another; whoever has twenty can, for an hour.
 _EVERYWHERE = (20, 3600)
 _ADDRESS = ((6, 3600), (1, 60))
 _PSEUDONYM_LENGTH = 16
@@ -30,7 +31,7 @@ class ThrottleSettings(Section):
         default=5,
         ge=1,
         le=1000,
-        description="How many logins for one account may fail from one address within a minute; "
+        description="How many logins for one account may fail from one network within a minute; "
         "twice as many within 15 minutes, four times within two hours.",
     )
     LOGIN_FAILURES_PER_ADDRESS: int = Field(
@@ -53,12 +54,12 @@ class LoginThrottle:
         secret: Makes the pseudonyms of accounts, which nobody else can tell by trying addresses.
     """
 
-    def __init__(self, limiter: RateLimiter, settings: ThrottleSettings, secret: SecretStr) -> None:
+    def __init__(self, limiter: RateLimiter, settings: ThrottleSettings, secret: bytes) -> None:
         self._limiter = limiter
         self._settings = settings
-        self._secret = secret.get_secret_value().encode()
+        self._secret = secret
 
-    async def admit(self, account: str, address: str) -> "Attempt":
+    async def admit(self, account: str, address: str, network: str = "") -> "Attempt":
         """Let a login be tried; it counts as failed until it has succeeded.
 
         So attempts at the same time cannot slip through between a check and a count.
@@ -66,12 +67,13 @@ class LoginThrottle:
         Args:
             account: Its e-mail address, known or not, written one way.
             address: Where the attempt comes from.
+            network: All that its subscriber may have; `address` when omitted.
 
         Raises:
             LoginThrottledError: too many have failed.
         """
         attempt = Attempt(self._limiter, self._pseudonym(account))
-        for key, limit, is_forgiven in self._limits(account, address):
+        for key, limit, is_forgiven in self._limits(account, address, network or address):
             wait = await attempt.count(key, limit, is_forgiven)
             if wait is not None:
                 # Attempts that are refused do not prolong the wait.
@@ -89,13 +91,15 @@ class LoginThrottle:
         text = b"account:" + account.encode("utf-8", "replace")
         return hmac.digest(self._secret, text, "sha256").hex()[:_PSEUDONYM_LENGTH]
 
-    def _limits(self, account: str, address: str) -> list[tuple[str, RateLimit, bool]]:
+    def _limits(
+        self, account: str, address: str, network: str
+    ) -> list[tuple[str, RateLimit, bool]]:
         per_account = self._settings.LOGIN_FAILURES_PER_ACCOUNT
         per_address = self._settings.LOGIN_FAILURES_PER_ADDRESS
         # Wherever the counts are, nobody needs to know the address there.
         account = sha256(account.encode("utf-8", "replace")).hexdigest()
         limits = [
-            *((f"{account} {address}", per_account * factor, s, True) for factor, s in _BACKOFF),
+            *((f"{account} {network}", per_account * factor, s, True) for factor, s in _BACKOFF),
             (account, per_account * _EVERYWHERE[0], _EVERYWHERE[1], False),
             *((address, per_address * factor, s, False) for factor, s in _ADDRESS),
         ]

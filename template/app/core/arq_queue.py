@@ -1,4 +1,4 @@
-"""The queue between relays and workers; the only module that knows ARQ."""
+"""The queue between relays and workers; with its client the only module that knows ARQ."""
 
 import asyncio
 import os
@@ -7,15 +7,17 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import orjson
 import structlog
-from arq.connections import ArqRedis
 from arq.constants import in_progress_key_prefix
+from arq.utils import poll
 from arq.worker import Worker, func
 from redis.asyncio import ConnectionPool
 
+from app.core.arq_redis import ConfinedArqRedis
 from app.core.job_runner import JobRunner
 from app.core.jobs import JobRegistry
 from app.core.outbox import Ticket
@@ -32,7 +34,9 @@ _RUN = "run"
 # Tries are counted in the outbox, which a loss of Redis does not reset.
 _NO_LIMIT = 1_000_000
 # ARQ adds no ticket while it remembers its id, even one that the server has evicted from the queue.
-_TICKET_LIFE_MILLISECONDS = 5 * 60_000
+_TICKET_LIFE = timedelta(minutes=5)
+# A ticket may be used from the moment on that the relay's clock shows, by the worker's clock.
+_CLOCKS_DIFFER = timedelta(hours=1)
 
 logger = structlog.get_logger(__name__)
 
@@ -58,31 +62,39 @@ class ArqQueue:
     Args:
         settings: How many jobs to run at once, and how long they may take at the end.
         pool: The connections; closed with the queue.
-        name: What the queue's own keys start with; unique in the Redis database.
+        name: What all of its keys start with; unique in the Redis database.
     """
 
     def __init__(self, settings: QueueSettings, pool: ConnectionPool, name: str) -> None:
         self._settings = settings
-        self._prefix = name
-        self._redis = ArqRedis(
+        self._name = name
+        # Not `name` itself, where workers of a release before 1.4 would miss the tickets' keys.
+        self._queue = f"{name}:queue"
+        self._redis = ConfinedArqRedis(
             pool,
+            f"{name}:",
             # ARQ's default, pickle, executes what it reads.
             job_serializer=_to_json,
             job_deserializer=orjson.loads,
-            default_queue_name=self._prefix,
-            expires_extra_ms=_TICKET_LIFE_MILLISECONDS,
+            default_queue_name=self._queue,
         )
         self.polled_at = 0.0
 
     async def room(self) -> int:
         """How many more tickets to give it now."""
-        return _MAX_QUEUED - int(await self._redis.zcard(self._prefix))
+        return _MAX_QUEUED - int(await self._redis.zcard(self._queue))
 
     async def push(self, ticket: Ticket) -> None:
         """Add a ticket; does nothing when it is queued already."""
-        # ARQ's own keys are not named after the queue, so the ids have to be.
-        job_id = f"{self._prefix}:{ticket.id}:{ticket.tries}"
-        await self._redis.enqueue_job(_RUN, ticket.id, ticket.tries, _job_id=job_id)
+        await self._redis.enqueue_job(
+            _RUN,
+            ticket.id,
+            ticket.tries,
+            ticket.suspect,
+            _job_id=f"{ticket.id}:{ticket.tries}",
+            _defer_until=datetime.now(UTC) - _CLOCKS_DIFFER,
+            _expires=_TICKET_LIFE,
+        )
 
     async def close(self) -> None:
         """Close every connection."""
@@ -129,21 +141,22 @@ class ArqQueue:
 
     @property
     def _health_key(self) -> str:
-        return f"{self._prefix}:worker:{socket.gethostname()}:{os.getpid()}"
+        return f"{self._name}:worker:{socket.gethostname()}:{os.getpid()}"
 
     def _create_worker(self, registry: JobRegistry, runner: JobRunner) -> Worker:
         async def run(ctx: dict[Any, Any], *args: Any, **_: Any) -> None:  # noqa: ARG001
             await runner.run(Ticket(*args))
 
-        # The runner has the jobs' own timeouts; this one is for a runner that hangs.
-        longest = max((job.timeout_seconds for job in registry.jobs.values()), default=0) + 30
+        # The runner has the jobs' own timeouts; this one is for a runner that hangs. A job may have
+        # to wait until another has run alone, and its dead letter has as long again.
+        longest = 3 * max((job.timeout_seconds for job in registry.jobs.values()), default=0) + 60
         return _Worker(
             lease_seconds=self._settings.JOB_LEASE_SECONDS,
             on_poll=self._note_poll,
             functions=[func(run, name=_RUN, timeout=longest, max_tries=_NO_LIMIT)],
             # Nor of tickets that expire in the queue: as long as there is one, they are refused.
             keep_result=0,
-            queue_name=self._prefix,
+            queue_name=self._queue,
             redis_pool=self._redis,
             handle_signals=False,
             job_completion_wait=max(1, round(self._settings.SHUTDOWN_TIMEOUT_SECONDS)),
@@ -173,6 +186,11 @@ class _Worker(Worker):
         self._lease_seconds = lease_seconds
         self._kept_at = 0.0
         self._on_poll = on_poll
+
+    async def main(self) -> None:
+        # ARQ's own asks for the server's INFO before, which the user need not be allowed.
+        async for _ in poll(self.poll_delay_s):
+            await self._poll_iteration()
 
     async def heart_beat(self) -> None:
         await super().heart_beat()

@@ -7,7 +7,6 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Annotated, Any, ClassVar, Final, Generic, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
@@ -29,18 +28,27 @@ _WAIT_SECONDS = 1.0
 _FIRST_POLL_SECONDS = 0.01
 _LAST_POLL_SECONDS = 0.1
 _TTL_JITTER = 0.1
-_MAX_UNFORGOTTEN = 100_000
-_FORGET_AT_ONCE = 1000
+# Of the schema's fingerprint, and of the generation, which is 32 hexadecimal digits.
+_SCHEMA_LENGTH = 12
+_HEAD = slice(1, 1 + _SCHEMA_LENGTH + 32)
 
 # A key holds a value, or a lease: the right to load the value and to store it. Forgetting removes
 # either. So whoever began to load before a change cannot store what they read: their lease is gone.
+# Both carry the schema and the generation; what carries others is not there.
 _GET_OR_LEASE: Final = """
+local generation = redis.call('GET', KEYS[2])
+if not generation then
+    generation = ARGV[2]
+    redis.call('SET', KEYS[2], generation)
+end
+local head = ARGV[1] .. generation
 local entry = redis.call('GET', KEYS[1])
-if entry and string.sub(entry, 2, #ARGV[1] + 1) == ARGV[1] then
+if entry and string.sub(entry, 2, #head + 1) == head then
     return entry
 end
-redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-return false
+local lease = 'L' .. head .. ARGV[2]
+redis.call('SET', KEYS[1], lease, 'PX', ARGV[3])
+return lease
 """
 _STORE: Final = """
 if redis.call('GET', KEYS[1]) == ARGV[1] then
@@ -110,8 +118,8 @@ class Cache:
     """Cached answers in Redis, which every use can do without: then the database answers.
 
     A commit is followed by the removal of what it changed before its request is answered, so that
-    a client reads its own writes. What could not be removed during an outage is removed before
-    this process reads from Redis again.
+    a client reads its own writes. What was cached before an outage does not count after it, as
+    nobody could remove it meanwhile: see `RedisClient`.
 
     Args:
         settings: How long entries live.
@@ -128,10 +136,7 @@ class Cache:
         # By lease: what this process is loading; the result is None when that failed.
         self._loading: dict[str, asyncio.Future[Any]] = {}
         self._fingerprints: dict[CacheSpace[Any], str] = {}
-        # The keys that could not be removed, oldest first, each with a mark of its own.
-        self._unforgotten: dict[str, object] = {}
         events.subscribe_after_commit(CacheInvalidated, self._on_invalidated)
-        redis.on_recovery(self._forget_late)
 
     async def get_or_load(
         self, space: CacheSpace[M], owner_id: str, item_id: object, load: Load[M]
@@ -154,8 +159,6 @@ class Cache:
         """
         key = self._key(space.name, owner_id, str(item_id))
         schema = self._fingerprint(space)
-        if key in self._unforgotten and not await self._remove(key):
-            return await load()
         try:
             found = await self._find(key, schema, space.model)
         except REDIS_ERRORS:
@@ -165,67 +168,32 @@ class Cache:
             await self.forget(key)
             return await load()
         if isinstance(found, _Lease):
-            return await self._load(key, schema, found, space, load)
+            return await self._load(key, found, space, load)
         return await load() if found is None else found
 
     async def forget(self, key: str) -> None:
-        """Remove an entry, now or as soon as that is possible."""
-        removed = False
-        try:
-            removed = await self._remove(key)
-            if not removed and self._redis.is_available:
-                # The outage in which this failed is over already, and so is what follows one.
-                removed = await self._remove(key)
-        finally:
-            # Also when cancelled. Nothing awaits between the failure and the note, so no recovery
-            # can miss it.
-            if not removed:
-                self._note(key)
+        """Remove an entry; if that fails, nothing that is cached counts any more."""
 
-    def _note(self, key: str) -> None:
-        self._unforgotten[key] = object()
-        if len(self._unforgotten) > _MAX_UNFORGOTTEN:
-            # Its own end of life has to do.
-            del self._unforgotten[next(iter(self._unforgotten))]
-
-    async def _remove(self, key: str) -> bool:
         async def remove(client: Redis) -> None:
             await client.unlink(key)
 
-        mark = self._unforgotten.get(key)
-        try:
-            await self._redis.call(remove)
-        except REDIS_ERRORS as error:
-            logger.debug("cache_entry_not_forgotten", error=type(error).__name__)
-            return False
-        self._strike_out(key, mark)
-        return True
-
-    async def _forget_late(self, client: Redis) -> None:
-        # Until none is left, as further ones come in meanwhile.
-        while noted := list(islice(self._unforgotten.items(), _FORGET_AT_ONCE)):
-            await client.unlink(*(key for key, _ in noted))
-            for key, mark in noted:
-                self._strike_out(key, mark)
-
-    def _strike_out(self, key: str, mark: object) -> None:
-        # Not if it was noted again meanwhile: then a later change has to be forgotten as well.
-        if mark is not None and self._unforgotten.get(key) is mark:
-            del self._unforgotten[key]
+        await self._redis.invalidate(remove)
 
     async def _find(self, key: str, schema: str, model: type[M]) -> M | _Lease | None:
-        lease = _Lease(f"L{schema}{uuid4().hex}")
-        args: list[str | int] = [schema, lease, int(_LEASE_SECONDS * 1000)]
+        name = uuid4().hex
+        keys = [key, self._redis.generation_key]
+        args: list[str | int] = [schema, name, int(_LEASE_SECONDS * 1000)]
         delay = _FIRST_POLL_SECONDS
         deadline = time.monotonic() + _WAIT_SECONDS
         while (remaining := deadline - time.monotonic()) > 0:
-            found: bytes | None = await self._redis.call(lambda _: self._get_or_lease([key], args))
-            if found is None:
-                return lease
+            found: bytes = await self._redis.call(lambda _: self._get_or_lease(keys, args))
             if found.startswith(b"V"):
-                return model.model_validate_json(found[1 + len(schema) :])
+                return model.model_validate_json(found[_HEAD.stop :])
+            lease = _Lease(found.decode())
+            if lease.endswith(name):
+                return lease
             # The lease is alive at this moment: who loads under it began after the last change.
-            if loading := self._loading.get(found.decode()):
+            if loading := self._loading.get(lease):
                 # Unlike awaiting it, this does not cancel it for the others.
                 await asyncio.wait([loading], timeout=remaining)
                 value: M | None = loading.result() if loading.done() else None
@@ -236,9 +204,7 @@ class Cache:
                 delay = min(delay * 2, _LAST_POLL_SECONDS)
         return None
 
-    async def _load(
-        self, key: str, schema: str, lease: _Lease, space: CacheSpace[M], load: Load[M]
-    ) -> M:
+    async def _load(self, key: str, lease: _Lease, space: CacheSpace[M], load: Load[M]) -> M:
         loading = self._loading[lease] = asyncio.get_running_loop().create_future()
         value: M | None = None
         try:
@@ -246,7 +212,7 @@ class Cache:
             ttl = space.ttl_seconds or self._ttl_seconds
             # Entries of one moment do not all end in one moment.
             ttl_milliseconds = max(1, int(ttl * 1000 * random.uniform(1 - _TTL_JITTER, 1)))
-            entry = f"V{schema}{value.model_dump_json()}"
+            entry = f"V{lease[_HEAD]}{value.model_dump_json()}"
             await self._attempt(self._store, key, lease, entry, ttl_milliseconds)
         except BaseException:
             await self._attempt(self._release, key, lease)
@@ -273,7 +239,8 @@ class Cache:
         known = self._fingerprints.get(space)
         if known is None:
             schema = json.dumps(space.model.model_json_schema(), sort_keys=True)
-            known = self._fingerprints[space] = hashlib.sha256(schema.encode()).hexdigest()[:12]
+            digest = hashlib.sha256(schema.encode()).hexdigest()
+            known = self._fingerprints[space] = digest[:_SCHEMA_LENGTH]
         return known
 
 

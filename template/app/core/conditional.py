@@ -44,13 +44,15 @@ class Preconditions:
             current: The entity tag of the resource as it is now.
 
         Raises:
-            PreconditionFailedError: when `If-Match` names other tags. A weak tag and a malformed
-                header match nothing, so that a write is never done on a misunderstanding.
+            PreconditionFailedError: when `If-Match` names other tags, or `If-None-Match` this one.
+                A weak tag and a malformed header match nothing in `If-Match`, so that a write is
+                never done on a misunderstanding.
         """
-        if self.if_match is None or "*" in self.if_match:
-            return
-        if current not in self.if_match:
+        if self.if_match is not None and not {"*", current} & self.if_match:
             raise PreconditionFailedError("The resource has changed since it was read.")
+        if self.not_modified(current) is not None:
+            # Section 13.1.2: for a write this is no 304.
+            raise PreconditionFailedError("The resource is what `If-None-Match` excludes.")
 
     def not_modified(self, current: str) -> Response | None:
         """The 304 to answer when the client already has this representation, else `None`.

@@ -1,7 +1,7 @@
 """Dead letters: jobs that were given up, with what it takes to understand and repeat them."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +11,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
 from app.core import outbox
-from app.core.database import Base
+from app.core.database import Base, clock
 from app.core.outbox import OutboxJob, Ticket
 
 _PURGE_BATCH = 1000
@@ -57,7 +57,7 @@ async def bury(session: AsyncSession, row: OutboxJob, error: str, traceback: str
             # The end names the error.
             traceback=_storable(traceback)[-_MAX_TRACEBACK:],
             enqueued_at=row.created_at,
-            failed_at=datetime.now(UTC),
+            failed_at=clock(),
         )
     )
 
@@ -114,7 +114,6 @@ async def retry(
         name=letter.name,
         payload=letter.payload if payload is None else payload,
         context=letter.context,
-        due_at=datetime.now(UTC),
         job_id=letter.job_id,
         ordering_key=letter.ordering_key,
     )
@@ -131,7 +130,7 @@ async def purge(session: AsyncSession, keep_for: timedelta) -> int:
     """Delete a batch of what failed longer ago; returns how many."""
     old = (
         select(DeadLetter.id)
-        .where(DeadLetter.failed_at < datetime.now(UTC) - keep_for)
+        .where(DeadLetter.failed_at < clock(-keep_for))
         # They become dead letters in about the order of their ids.
         .order_by(DeadLetter.id)
         .limit(_PURGE_BATCH)

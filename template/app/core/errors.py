@@ -26,6 +26,7 @@ __all__ = [
     "NotFoundError",
     "PreconditionFailedError",
     "Problem",
+    "RefusedBeforeBodyError",
     "ServiceUnavailableError",
     "TooManyRequestsError",
     "UnauthenticatedError",
@@ -168,6 +169,17 @@ class ServiceUnavailableError(AppError):
         super().__init__(detail, headers=headers, extensions=extensions)
 
 
+class RefusedBeforeBodyError(HTTPException):
+    """An error that stands in for a body that is being read.
+
+    FastAPI takes every other exception there for a body that cannot be parsed, and answers 400.
+    """
+
+    def __init__(self, error: AppError) -> None:
+        super().__init__(error.status)
+        self.error = error
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every error that an exception handler can see as problem details, and document it.
 
@@ -184,6 +196,8 @@ def error_response(scope: Scope, error: Exception) -> Response | None:
     match error:
         case AppError():
             return error.to_response(scope)
+        case RefusedBeforeBodyError():
+            return error.error.to_response(scope)
         case HTTPException():
             # FastAPI lets `detail` be anything that JSON can express.
             detail: Any = error.detail

@@ -9,9 +9,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-DEFAULT_FILE = Path(tempfile.gettempdir()) / "worker-heartbeat.json"
-"""Where a worker shows that it is alive unless `WORKER_HEARTBEAT_FILE` names another place."""
-
 _INTERVAL_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 _LATE_SECONDS = 10.0
@@ -23,13 +20,27 @@ class Heartbeat:
 
     working_at: float
     draining: bool
+    stuck: int = 0
     alive_at: float = field(default_factory=time.time)
     pid: int = field(default_factory=os.getpid)
 
     @property
-    def state(self) -> tuple[bool, bool]:
+    def state(self) -> tuple[bool, bool, int]:
         """What a probe wants to know at once when it changes."""
-        return self.draining, self.working_at > 0
+        return self.draining, self.working_at > 0, self.stuck
+
+
+def heartbeat_file(configured: str | Path | None) -> Path:
+    """Where a worker shows that it is alive.
+
+    Args:
+        configured: `WORKER_HEARTBEAT_FILE`; by default a file in the system's temporary folder.
+
+    Raises:
+        FileNotFoundError: none is configured, and no temporary folder can be written.
+    """
+    # Not while modules are imported: the search writes, and the service runs without a worker.
+    return Path(configured or Path(tempfile.gettempdir()) / "worker-heartbeat.json")
 
 
 def write_heartbeat(file: Path, heartbeat: Heartbeat) -> None:
@@ -42,7 +53,8 @@ def write_heartbeat(file: Path, heartbeat: Heartbeat) -> None:
 def find_problem(file: Path, *, ready: bool) -> str | None:
     """What is wrong with the process behind the file; `None` when nothing is.
 
-    Alive is a process that exists and whose event loop ran within the last ten seconds. Ready is
+    Alive is a process that exists, whose event loop ran within the last ten seconds, and of whose
+    handlers each ends when it is cancelled: of one that does not only a restart gets rid. Ready is
     one that also reached its queue in that time and does not drain; it comes and goes with Redis,
     so it is no reason to restart anything.
 
@@ -62,6 +74,8 @@ def find_problem(file: Path, *, ready: bool) -> str | None:
         problem = "is gone"
     elif now - heartbeat.alive_at > _LATE_SECONDS:
         problem = f"has been stuck for {now - heartbeat.alive_at:.0f} s"
+    elif heartbeat.stuck:
+        problem = f"has {heartbeat.stuck} jobs that do not end"
     elif ready and heartbeat.draining:
         problem = "is about to end"
     elif ready and now - heartbeat.working_at > _LATE_SECONDS:

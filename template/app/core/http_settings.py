@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
+from app.core.proxies import UNIX
 from app.core.settings import CommaSeparated, Section, SettingError
 
 _HOST_NAME = re.compile(r"(\*\.)?[a-z0-9]([a-z0-9._-]*[a-z0-9])?|\[[0-9a-f:.]+\]")
@@ -48,12 +49,32 @@ def _is_host(value: str) -> bool:
     return value == "*" or bool(_HOST_NAME.fullmatch(value))
 
 
-def _is_network(value: str) -> bool:
+def _is_proxy(value: str) -> bool:
+    if value == UNIX:
+        return True
     try:
         ip_network(value)
     except ValueError:
         return False
     return True
+
+
+def _is_plain(origin: str) -> bool:
+    url = urlsplit(origin)
+    try:
+        is_local = ip_address(url.hostname or "").is_loopback
+    except ValueError:
+        is_local = url.hostname == "localhost"
+    return url.scheme == "http" and not is_local
+
+
+def _is_almost_everybody(value: str) -> bool:
+    try:
+        network = ip_network(value)
+    except ValueError:
+        return False
+    # The largest private networks are 10.0.0.0/8 and fc00::/7.
+    return network.prefixlen < {4: 8, 6: 7}[network.version]
 
 
 class HttpSettings(Section):
@@ -77,10 +98,11 @@ class HttpSettings(Section):
         "orchestrators call them by address.",
     )
     TRUSTED_PROXIES: Annotated[
-        CommaSeparated, _each(_is_network, "an IP address or a network such as 10.0.0.0/8")
+        CommaSeparated, _each(_is_proxy, "an IP address or a network such as 10.0.0.0/8, or unix")
     ] = Field(
         default=[],
-        description="Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto count.",
+        description="Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto count; "
+        "`unix` for whoever connects to a Unix socket that the service listens on.",
     )
     MAX_BODY_SIZE: int = Field(
         default=1_048_576, gt=0, description="The largest request body, in bytes."
@@ -88,9 +110,21 @@ class HttpSettings(Section):
     REQUEST_TIMEOUT_SECONDS: float = Field(
         default=30, gt=0, le=3600, description="How long a request may take to start its answer."
     )
+    SEND_TIMEOUT_SECONDS: float = Field(
+        default=30,
+        ge=0.1,
+        le=3600,
+        description="How long a client may read nothing of what it is sent before its connection "
+        "is dropped.",
+    )
 
     def production_problems(self) -> Iterator[str]:
-        """Refuse to let every site's pages call the API."""
+        """Refuse to let every site's pages call the API, and everybody say where they come from."""
         yield from super().production_problems()
         if "*" in self.ALLOWED_ORIGINS:
             yield "ALLOWED_ORIGINS: name the origins in production; `*` lets every site call"
+        # Whoever is on the way can put a script of their own into a page without TLS.
+        elif any(map(_is_plain, self.ALLOWED_ORIGINS)):
+            yield "ALLOWED_ORIGINS: must be https:// in production, except on this machine"
+        if any(map(_is_almost_everybody, self.TRUSTED_PROXIES)):
+            yield "TRUSTED_PROXIES: name the proxies; whoever is one can claim any address"

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated
 
 import structlog
@@ -27,7 +27,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.core.database import Base, Database, SessionDep, is_lock_timeout
+from app.core.database import Base, Database, SessionDep, clock, is_lock_timeout
 from app.core.errors import ConflictError, UnprocessableError
 from app.core.principal import PrincipalDep
 from app.core.routing import route_template
@@ -140,7 +140,7 @@ class Idempotency:
             "operation": _operation(self._request),
             "key": key,
             "fingerprint": fingerprint,
-            "created_at": datetime.now(UTC),
+            "created_at": clock(),
         }
         # A database that is out of reach must not pass for a key in use.
         await self._session.connection()
@@ -206,7 +206,7 @@ def _replay(first: IdempotencyKey, fingerprint: str) -> Response:
 
 def _expired(settings: IdempotencySettings) -> ColumnElement[bool]:
     ttl = timedelta(seconds=settings.IDEMPOTENCY_TTL_SECONDS)
-    return IdempotencyKey.created_at <= datetime.now(UTC) - ttl
+    return IdempotencyKey.created_at <= clock(-ttl)
 
 
 def _in_use() -> IdempotencyKeyInUseError:

@@ -1,12 +1,14 @@
 """The clock of periodic jobs: enqueues them when they are due, in every worker at once."""
 
 import asyncio
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy import select
 
-from app.core.database import Database
+from app.core.database import Database, clock
 from app.core.jobs import PeriodicJob, Tick
 
 _LOOK_SECONDS = 1.0
@@ -28,13 +30,18 @@ class JobClock:
     def __init__(self, periodic: Sequence[PeriodicJob], database: Database) -> None:
         self._periodic = periodic
         self._database = database
-        self._looked_at = datetime.now(UTC) - _LOOK_BACK
+        self._started_at = time.monotonic()
+        self._looked_at: datetime | None = None
 
     async def run(self) -> None:
         """Look at the time until cancelled; survives outages of the database."""
         while True:
             try:
-                await self.look(datetime.now(UTC))
+                # The database's, or a worker whose clock is ahead would enqueue them too early for
+                # all.
+                async with self._database.read_only() as session:
+                    now = (await session.scalars(select(clock()))).one()
+                await self.look(now)
             except Exception as error:  # noqa: BLE001
                 logger.warning(
                     "periodic_jobs_not_enqueued", error=f"{type(error).__name__}: {error}"
@@ -43,8 +50,12 @@ class JobClock:
 
     async def look(self, now: datetime) -> None:
         """Enqueue what became due since the last look that succeeded; at most one of each kind."""
+        after = self._looked_at
+        if after is None:
+            # The database may have been away since the start.
+            after = now - timedelta(seconds=time.monotonic() - self._started_at) - _LOOK_BACK
         for each in self._periodic:
-            if moment := each.latest(self._looked_at, now):
+            if moment := each.latest(after, now):
                 async with self._database.transaction() as session:
                     await each.job.enqueue(
                         session,
@@ -52,4 +63,4 @@ class JobClock:
                         # The same in every worker.
                         job_id=f"{each.job.name}:{moment:%Y-%m-%dT%H:%M}",
                     )
-        self._looked_at = max(self._looked_at, now)
+        self._looked_at = max(after, now)

@@ -1,11 +1,11 @@
 """One try of a job: what happens around the handler, and what follows from its outcome."""
 
 import asyncio
-import random
 import time
 import traceback
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import anyio
@@ -15,13 +15,27 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import dead_letters, outbox
 from app.core.database import Database, is_unavailable
-from app.core.jobs import Job, JobContext, JobRegistry, JobSettings, PayloadMismatchError
+from app.core.job_gate import JobGate
+from app.core.job_leases import JobLeases
+from app.core.job_rollout import next_offer
+from app.core.job_task import GRACE_SECONDS, HandlerTasks, describe
+from app.core.jobs import (
+    Job,
+    JobContext,
+    JobRegistry,
+    JobSettings,
+    PayloadMismatchError,
+    UnfinishedError,
+)
 from app.core.outbox import OutboxJob, SupersededError, Ticket
 
 # A worker that has to end does not wait for a database that hangs.
 _CLEANUP_SECONDS = 5
-# How often a job that this release does not know is offered again: at first, and at the most.
-_OFFERED_AFTER_SECONDS = (1, 60)
+# How many workers a job may lose. More than it may fail, as another may be what kills them.
+_MAX_LOST = 10
+_MAX_TRACEBACK = 20_000
+# How long others go first; the queue must have forgotten the ticket by then.
+_TURN = timedelta(seconds=0.3)
 
 logger = structlog.get_logger(__name__)
 
@@ -31,11 +45,7 @@ class UnknownJobError(Exception):
 
 
 class WorkerLostError(Exception):
-    """The worker was gone before the last try had an end; perhaps the job is what killed it."""
-
-
-class HandlerCancelledError(Exception):
-    """What the handler waited for was cancelled, which is not the worker's end."""
+    """Too many workers were gone before the job's tries had an end; it may be what kills them."""
 
 
 def _do_nothing() -> None:
@@ -69,7 +79,14 @@ class JobRunner:
         self._lease = timedelta(seconds=settings.JOB_LEASE_SECONDS)
         self._wake_relay = wake_relay
         self._rollout = timedelta(seconds=settings.JOB_ROLLOUT_SECONDS)
-        self._held: set[Ticket] = set()
+        self._leases = JobLeases(database, settings.JOB_LEASE_SECONDS)
+        self._gate = JobGate()
+        self._tasks = HandlerTasks()
+
+    @property
+    def stuck(self) -> int:
+        """How many handlers go on although they were cancelled."""
+        return self._tasks.stuck
 
     async def run(self, ticket: Ticket) -> None:
         """Do what the ticket stands for, unless that is done or someone else has begun it.
@@ -81,39 +98,35 @@ class JobRunner:
             Exception: the database cannot be reached; the job comes up again by itself.
         """
         held = Ticket(ticket.id, ticket.tries + 1)
-        if held in self._held:
+        if held in self._leases:
             # Delivered twice.
             return
-        self._held.add(held)
+        self._leases.hold(held)
         try:
-            async with self._database.transaction() as session:
-                row = await outbox.begin_try(session, ticket, self._lease)
-            if row is None:
-                logger.debug("job_ticket_stale", outbox_id=ticket.id)
-                return
-            with structlog.contextvars.bound_contextvars(
-                **row.context, job=row.name, job_id=row.job_id, job_try=row.tries
-            ):
-                await self._try(row, held)
-            if row.ordering_key is not None:
-                self._wake_relay()
+            async with self._gate.enter(alone=ticket.suspect):
+                await self._begin(ticket, held)
         except asyncio.CancelledError:
             await self._give_back(held)
             raise
         finally:
-            self._held.discard(held)
+            self._leases.release(held)
 
     async def keep_leases(self) -> None:
         """Tell the relays, until cancelled, that the jobs in hand are being worked on."""
-        while True:
-            await asyncio.sleep(self._settings.JOB_LEASE_SECONDS / 4)
-            if not self._held:
-                continue
-            try:
-                async with self._database.transaction() as session:
-                    await outbox.keep(session, list(self._held), self._lease)
-            except Exception as error:  # noqa: BLE001
-                logger.warning("leases_not_kept", error=f"{type(error).__name__}: {error}")
+        await self._leases.keep()
+
+    async def _begin(self, ticket: Ticket, held: Ticket) -> None:
+        async with self._database.transaction() as session:
+            row = await outbox.begin_try(session, ticket, self._lease)
+        if row is None:
+            logger.debug("job_ticket_stale", outbox_id=ticket.id)
+            return
+        with structlog.contextvars.bound_contextvars(
+            **row.context, job=row.name, job_id=row.job_id, job_try=row.tries
+        ):
+            await self._try(row, held)
+        if row.ordering_key is not None:
+            self._wake_relay()
 
     async def _try(self, row: OutboxJob, held: Ticket) -> None:
         definition = self._jobs.get(row.name)
@@ -122,25 +135,23 @@ class JobRunner:
             await self._handle(definition, row, held)
         except SupersededError:
             logger.warning("job_superseded")
+        except UnfinishedError:
+            await self._give_back(held, _TURN)
         except Exception as error:  # noqa: BLE001
             await self._fail(row, held, definition, error)
-        except asyncio.CancelledError as error:
-            if _is_being_cancelled():
-                raise
-            failure = HandlerCancelledError(str(error))
-            failure.__cause__ = error
-            await self._fail(row, held, definition, failure)
         else:
             logger.info("job_done", seconds=round(time.monotonic() - started, 3))
 
     async def _handle(self, definition: Job[Any] | None, row: OutboxJob, held: Ticket) -> None:
         if definition is None:
             raise UnknownJobError(f"there is no job {row.name!r}")
-        if row.tries > definition.retry.max_tries:
-            raise WorkerLostError(f"no outcome of try {row.tries - 1}")
+        # Workers of a release before 1.4 do not count failures, of which there are never more.
+        limit = max(_MAX_LOST, definition.retry.max_tries)
+        if (lost := row.tries - 1 - row.failures) >= limit:
+            raise WorkerLostError(f"no outcome of {lost} of its {row.tries - 1} tries")
         payload = definition.load(row.payload)
-        # Unlike asyncio's, this timeout respects the shield around a COMMIT that is under way.
-        with anyio.fail_after(definition.timeout_seconds):
+
+        async def work() -> None:
             async with self._database.transaction() as session:
                 context = JobContext(
                     job_id=row.job_id,
@@ -153,19 +164,31 @@ class JobRunner:
                 await definition.handler(payload, context)
                 await outbox.finish(session, held)
 
+        await self._run(work, definition, held)
+
+    async def _run(
+        self, work: Callable[[], Awaitable[None]], definition: Job[Any], held: Ticket
+    ) -> None:
+        # Beyond its time it is nobody's: it is stuck, or what blocks the event loop is.
+        self._leases.hold(held, definition.timeout_seconds + 2 * GRACE_SECONDS)
+        await self._tasks.run(definition.name, work, definition.timeout_seconds)
+
     async def _fail(
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, error: Exception
     ) -> None:
         if definition is None or isinstance(error, PayloadMismatchError):
-            delay, store, event = self._next_offer(row), outbox.refuse, "job_refused"
+            delay = next_offer(row, self._lease, self._rollout)
+            store, event = outbox.refuse, "job_refused"
         else:
             delay = _next_try(row, definition, error)
             store, event = outbox.postpone, "job_will_be_retried"
-        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        reason = describe(error)
         try:
             if delay is None:
-                await self._bury(row, definition, error, reason)
-                logger.error("job_became_dead_letter", error=reason, exc_info=error)
+                # The end names the error, which may be of any length.
+                trace = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
+                await self._bury(row, held, definition, reason, trace)
+                logger.error("job_became_dead_letter", error=reason, exception=trace)
             else:
                 async with self._database.transaction() as session:
                     await store(session, held, delay)
@@ -179,27 +202,22 @@ class JobRunner:
             # The lease ends, and the job comes up again.
             logger.exception("job_outcome_not_stored", error=reason)
 
-    def _next_offer(self, row: OutboxJob) -> timedelta | None:
-        """How long to leave a job to the workers of other releases; `None` when it is given up.
-
-        About as long as it has waited already, so that a worker that comes has it soon.
-        """
-        now = datetime.now(UTC)
-        waited = now - (row.refused_since or now)
-        if waited >= self._rollout:
-            return None
-        least, most = _OFFERED_AFTER_SECONDS
-        ceiling = min(max(waited.total_seconds(), least), most)
-        return timedelta(seconds=random.uniform(ceiling / 2, ceiling))
-
     async def _bury(
-        self, row: OutboxJob, definition: Job[Any] | None, error: Exception, reason: str
+        self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, reason: str, trace: str
     ) -> None:
-        trace = "".join(traceback.format_exception(error))
-        try:
+        async def bury(*handlers: Callable[[AsyncSession], Awaitable[None]]) -> None:
             async with self._database.transaction() as session:
+                # First: one that gets stuck must not hold a lock on the job.
+                for handle in handlers:
+                    await handle(session)
                 await dead_letters.bury(session, row, reason, trace)
-                await _tell(definition, row, session)
+
+        handlers = _dead_letter_handlers(definition, row)
+        if definition is None or not handlers:
+            await bury()
+            return
+        try:
+            await self._run(partial(bury, *handlers), definition, held)
         except SupersededError:
             raise
         except Exception as problem:
@@ -207,14 +225,13 @@ class JobRunner:
                 raise
             # A handler of dead letters that fails must not keep the job alive for ever.
             logger.exception("dead_letter_handler_failed")
-            async with self._database.transaction() as session:
-                await dead_letters.bury(session, row, reason, trace)
+            await bury()
 
-    async def _give_back(self, held: Ticket) -> None:
-        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True):
+    async def _give_back(self, held: Ticket, delay: timedelta = timedelta()) -> None:
+        with anyio.move_on_after(_CLEANUP_SECONDS, shield=True) as scope:
             try:
                 async with self._database.transaction() as session:
-                    await outbox.give_back(session, held)
+                    await outbox.give_back(session, held, delay)
             except SupersededError:
                 return
             except Exception:
@@ -222,27 +239,26 @@ class JobRunner:
                 logger.exception("job_not_given_back", outbox_id=held.id)
             else:
                 logger.info("job_given_back", outbox_id=held.id)
+        if scope.cancelled_caught:
+            logger.error("job_not_given_back", outbox_id=held.id)
 
 
-def _is_being_cancelled() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-async def _tell(definition: Job[Any] | None, row: OutboxJob, session: AsyncSession) -> None:
+def _dead_letter_handlers(
+    definition: Job[Any] | None, row: OutboxJob
+) -> list[Callable[[AsyncSession], Awaitable[None]]]:
     if definition is None or not definition.dead_letter_handlers:
-        return
+        return []
     try:
         payload = definition.load(row.payload)
     except PayloadMismatchError:
-        return
-    for handler in definition.dead_letter_handlers:
-        await handler(payload, session)
+        return []
+    return [partial(handler, payload) for handler in definition.dead_letter_handlers]
 
 
 def _next_try(row: OutboxJob, definition: Job[Any], error: Exception) -> timedelta | None:
     """How long to wait for the next try; `None` when there is none."""
     may_pass = isinstance(error, (TimeoutError, *definition.retry_on)) or is_unavailable(error)
-    if may_pass and row.tries < definition.retry.max_tries:
-        return definition.retry.delay(row.tries)
+    failures = row.failures + 1
+    if may_pass and failures < definition.retry.max_tries:
+        return definition.retry.delay(failures)
     return None

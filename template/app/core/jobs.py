@@ -3,7 +3,7 @@
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import outbox
 from app.core.database import Database
-from app.core.heartbeat import DEFAULT_FILE
 from app.core.settings import Section
 
 P = TypeVar("P", bound=BaseModel)
@@ -53,8 +52,8 @@ class JobSettings(Section):
         description="How long a job that a worker's release does not know waits for a worker that "
         "does: longer than old and new releases work side by side.",
     )
-    WORKER_HEARTBEAT_FILE: Path = Field(
-        default=DEFAULT_FILE,
+    WORKER_HEARTBEAT_FILE: Path | None = Field(
+        default=None,
         description="Where a worker shows that it is alive; in the system's folder for temporary "
         "files by default. Workers on one machine need different ones to be told apart.",
     )
@@ -104,6 +103,14 @@ class PayloadMismatchError(Exception):
     """The stored payload does not fit this release's model of it."""
 
 
+class UnfinishedError(Exception):
+    """Raised by a handler that has more to do than one try should, and has kept what it did.
+
+    What it wrote through its session is rolled back, so that has to be in transactions of its own.
+    The job goes on soon, after others had their turn; neither a try nor a failure is counted.
+    """
+
+
 Handler = Callable[[P, JobContext], Awaitable[None]]
 DeadLetterHandler = Callable[[P, AsyncSession], Awaitable[None]]
 
@@ -150,7 +157,7 @@ class Job(Generic[P]):
             name=self.name,
             payload=payload.model_dump(mode="json"),
             context={key: str(context[key]) for key in _CARRIED if key in context},
-            due_at=datetime.now(UTC) + delay,
+            delay=delay,
             job_id=job_id,
             ordering_key=ordering_key,
         )

@@ -23,6 +23,8 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0
 _TEXT = {code: text for code, text in _CONTROLS.items() if chr(code) not in "\n\t"}
 # Written by code, over several lines at times.
 _MULTILINE = frozenset({"event", "stack"})
+# An error may quote whatever somebody has sent, of any length.
+_MAX_VALUE = 32_000
 
 # uvicorn's words on WebSockets, of which RequestMiddleware tells as of requests.
 _ON_WEBSOCKETS = (
@@ -102,11 +104,12 @@ def configure_logging(settings: ProcessSettings) -> None:
 
 
 def _json_renderers() -> list[Processor]:
-    return [structlog.processors.format_exc_info, _render_json]
+    return [structlog.processors.format_exc_info, _shorten, _render_json]
 
 
 def _console_renderers() -> list[Processor]:
     return [
+        _shorten,
         _escape_controls,
         structlog.dev.ConsoleRenderer(
             colors=sys.stdout.isatty(),
@@ -114,6 +117,15 @@ def _console_renderers() -> list[Processor]:
             exception_formatter=structlog.dev.plain_traceback,
         ),
     ]
+
+
+def _shorten(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if isinstance(value, str) and len(value) > _MAX_VALUE:
+            # The end of a traceback names the error.
+            half = _MAX_VALUE // 2
+            event[name] = f"{value[:half]} [{len(value)} characters] {value[-half:]}"
+    return event
 
 
 def _escape_controls(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -138,11 +138,7 @@ def _problem(scope: Scope, failure: Exception) -> Response:
 def _timeout(exchange: Exchange) -> Response:
     if exchange.awaiting_body:
         return problem_response(
-            exchange.scope,
-            408,
-            detail="The request's body did not arrive in time.",
-            # The rest of the body is not waited for.
-            headers={"Connection": "close"},
+            exchange.scope, 408, detail="The request's body did not arrive in time."
         )
     return _too_slow(exchange.scope)
 

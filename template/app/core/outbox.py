@@ -1,15 +1,11 @@
 """The outbox: jobs are rows, written with what they follow from and kept until they are done.
 
-All times are the clocks of the processes that write and compare them, so these should be
-synchronised. What holds when they are not: no job is lost and none has its effects twice, since
-that rests on `tries` alone. A process whose clock is ahead by d has its new jobs begun up to d
-late, and what it held when it died is taken over up to d late; one whose clock is behind by more
-than a lease seems dead while it works, and each time costs the job a try.
+All times are the database's, since the clocks of the processes that compare them need not agree.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -27,6 +23,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    true,
     tuple_,
     update,
 )
@@ -35,10 +32,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped, aliased, mapped_column
 from uuid_utils.compat import uuid7
 
-from app.core.database import SERIAL, Base, is_unique_violation
+from app.core.database import SERIAL, Base, clock, is_unique_violation
 from app.core.events import Event, record
 
 _PURGE_BATCH = 1000
+# So many tries without an outcome make a suspect.
+_SUSPECT_AFTER = 3
 
 
 class OutboxJob(Base):
@@ -49,6 +48,9 @@ class OutboxJob(Base):
 
     `tries` counts the tries begun. Who changes a row names the count that they know, so a worker
     that was taken for dead cannot finish what another has started meanwhile.
+
+    `failures` counts those of them that failed. The others have no outcome, since their workers
+    were lost, for which the job need not be the cause.
 
     `refused_since` is when a worker whose release does not know the job first handed it back, as
     long as no other has tried it.
@@ -64,6 +66,7 @@ class OutboxJob(Base):
     context: Mapped[dict[str, str]] = mapped_column(JSON)
     ordering_key: Mapped[str | None] = mapped_column(String(255))
     tries: Mapped[int] = mapped_column(default=0)
+    failures: Mapped[int] = mapped_column(default=0, server_default="0")
     due_at: Mapped[datetime | None] = mapped_column(index=True)
     refused_since: Mapped[datetime | None]
     created_at: Mapped[datetime]
@@ -80,10 +83,14 @@ class JobsEnqueued(Event):
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What travels through the queue: which row, and how many tries it had when it was sent."""
+    """What travels through the queue: which row, and how many tries it had when it was sent.
+
+    A suspect has lost several workers and is run alone.
+    """
 
     id: int
     tries: int
+    suspect: bool = False
 
 
 class SupersededError(Exception):
@@ -117,11 +124,11 @@ async def add(
     name: str,
     payload: dict[str, Any],
     context: dict[str, str],
-    due_at: datetime,
+    delay: timedelta = timedelta(),
     job_id: str | None = None,
     ordering_key: str | None = None,
 ) -> bool:
-    """Insert a job; `False` when there is one with this `job_id` already."""
+    """Insert a job, due after `delay`; `False` when there is one with this `job_id` already."""
     statement = insert(OutboxJob).values(
         job_id=job_id or uuid7().hex,
         name=name,
@@ -129,8 +136,8 @@ async def add(
         context=context,
         ordering_key=ordering_key,
         tries=0,
-        due_at=due_at,
-        created_at=datetime.now(UTC),
+        due_at=clock(delay),
+        created_at=clock(),
     )
     if job_id is None:
         await session.execute(statement)
@@ -146,28 +153,36 @@ async def add(
     return True
 
 
-async def is_due(session: AsyncSession) -> bool:
-    """Whether there may be something to hand to the queue; takes no locks."""
-    due = exists().where(OutboxJob.due_at <= datetime.now(UTC))
-    return bool(await session.scalar(select(due)))
-
-
-async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Sequence[Ticket]:
-    """Take rows to hand to the queue now; they come up again when nobody begins them in time.
-
-    Any number of relays may do this at once. A row waits as long as an older one with its
-    ordering key is not done.
-    """
-    now = datetime.now(UTC)
+def is_held_up() -> ColumnElement[bool]:
+    """Whether an older job with the same ordering key is not done."""
     older = aliased(OutboxJob)
-    held_up = exists().where(
+    return exists().where(
         older.ordering_key == OutboxJob.ordering_key,
         older.id < OutboxJob.id,
         older.due_at.is_not(None),
     )
+
+
+async def is_due(session: AsyncSession) -> bool:
+    """Whether there may be something to hand to the queue; takes no locks."""
+    due = exists().where(OutboxJob.due_at <= clock())
+    return bool(await session.scalar(select(due)))
+
+
+async def take_due(
+    session: AsyncSession,
+    limit: int,
+    lease: timedelta,
+    only: ColumnElement[bool] | None = None,
+) -> Sequence[Ticket]:
+    """Take rows to hand to the queue now; they come up again when nobody begins them in time.
+
+    Any number of relays may do this at once. A row waits as long as an older one with its
+    ordering key is not done. Of all rows, or of those that meet a condition.
+    """
     due = await session.execute(
-        select(OutboxJob.id, OutboxJob.tries)
-        .where(OutboxJob.due_at <= now, ~held_up)
+        select(OutboxJob.id, OutboxJob.tries, OutboxJob.failures)
+        .where(OutboxJob.due_at <= clock(), ~is_held_up(), true() if only is None else only)
         # What is overdue for longest, straight from the index: a backlog need not be sorted, nor
         # the rows of past jobs be passed over.
         .order_by(OutboxJob.due_at, OutboxJob.id)
@@ -175,12 +190,15 @@ async def take_due(session: AsyncSession, limit: int, lease: timedelta) -> Seque
         # Where there are no row locks, a write transaction excludes every other.
         .with_for_update(skip_locked=True, of=OutboxJob)
     )
-    tickets = [Ticket(id_, tries) for id_, tries in due]
+    tickets = [
+        Ticket(id_, tries, suspect=tries - failures >= _SUSPECT_AFTER)
+        for id_, tries, failures in due
+    ]
     if tickets:
         await session.execute(
             update(OutboxJob)
             .where(OutboxJob.id.in_([ticket.id for ticket in tickets]))
-            .values(due_at=now + lease)
+            .values(due_at=clock(lease))
         )
     return tickets
 
@@ -201,7 +219,7 @@ async def begin_try(session: AsyncSession, ticket: Ticket, lease: timedelta) -> 
     return await session.scalar(
         update(OutboxJob)
         .where(_is_current(ticket))
-        .values(tries=OutboxJob.tries + 1, due_at=datetime.now(UTC) + lease)
+        .values(tries=OutboxJob.tries + 1, due_at=clock(lease))
         .returning(OutboxJob)
         .execution_options(synchronize_session=False)
     )
@@ -212,7 +230,7 @@ async def keep(session: AsyncSession, tickets: Sequence[Ticket], lease: timedelt
 
     One that has just been postponed beyond the lease stays so; for less, it may wait for a lease.
     """
-    until = datetime.now(UTC) + lease
+    until = clock(lease)
     await session.execute(
         update(OutboxJob)
         .where(
@@ -233,16 +251,22 @@ async def finish(session: AsyncSession, ticket: Ticket) -> None:
     Raises:
         SupersededError: it has been done, or begun by someone else.
     """
-    await _change(session, ticket, due_at=None, done_at=datetime.now(UTC))
+    await _change(session, ticket, due_at=None, done_at=clock())
 
 
 async def postpone(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
-    """Have a job tried again later.
+    """Have a job tried again later, as this try has failed.
 
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, due_at=datetime.now(UTC) + delay, refused_since=None)
+    await _change(
+        session,
+        ticket,
+        failures=OutboxJob.failures + 1,
+        due_at=clock(delay),
+        refused_since=None,
+    )
 
 
 async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> None:
@@ -251,20 +275,19 @@ async def refuse(session: AsyncSession, ticket: Ticket, delay: timedelta) -> Non
     Raises:
         SupersededError: as for `finish`.
     """
-    now = datetime.now(UTC)
-    since = func.coalesce(OutboxJob.refused_since, literal(now, OutboxJob.refused_since.type))
+    since = func.coalesce(OutboxJob.refused_since, clock())
     await _change(
-        session, ticket, tries=OutboxJob.tries - 1, due_at=now + delay, refused_since=since
+        session, ticket, tries=OutboxJob.tries - 1, due_at=clock(delay), refused_since=since
     )
 
 
-async def give_back(session: AsyncSession, ticket: Ticket) -> None:
-    """Undo `begin_try`: the try was ended from outside and does not count.
+async def give_back(session: AsyncSession, ticket: Ticket, delay: timedelta = timedelta()) -> None:
+    """Undo `begin_try`: the try has not come to an end and does not count.
 
     Raises:
         SupersededError: as for `finish`.
     """
-    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=datetime.now(UTC))
+    await _change(session, ticket, tries=OutboxJob.tries - 1, due_at=clock(delay))
 
 
 async def _change(session: AsyncSession, ticket: Ticket, **values: Any) -> None:
@@ -299,7 +322,7 @@ async def purge(session: AsyncSession, keep_for: timedelta) -> int:
     """Delete a batch of what was done longer ago; returns how many rows."""
     old = (
         select(OutboxJob.id)
-        .where(OutboxJob.done_at < datetime.now(UTC) - keep_for)
+        .where(OutboxJob.done_at < clock(-keep_for))
         .limit(_PURGE_BATCH)
         .with_for_update(skip_locked=True)
     )

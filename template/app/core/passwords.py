@@ -15,6 +15,7 @@ from pwdlib.exceptions import UnknownHashError
 from pwdlib.hashers.argon2 import Argon2Hasher
 from pydantic import Field
 
+from app.core.fair_limiter import FairLimiter
 from app.core.settings import Section
 
 MIN_PASSWORD_LENGTH = 12
@@ -22,6 +23,9 @@ MAX_PASSWORD_LENGTH = 128
 
 _SALT_BYTES = 16
 _HASH_BYTES = 32
+# What OWASP holds to be equally strong: by the number of passes, the memory. More passes than that
+# make up for no less memory.
+_LEAST_KIB = {1: 47_104, 2: 19_456, 3: 12_288, 4: 9_216, 5: 7_168}
 _COMMON = Path(__file__).with_name("common_passwords.txt")
 # What fingers find without thinking, forwards and backwards.
 _ROWS = (
@@ -72,6 +76,24 @@ class PasswordSettings(Section):
         le=64,
         description="Hashes that a process computes at once; each takes its memory and a core.",
     )
+    PASSWORD_HASH_QUEUE_SIZE: int = Field(
+        default=32,
+        ge=0,
+        le=10_000,
+        description="Hashes that may wait for that. Networks take turns; beyond it logins, "
+        "registrations and new passwords answer 503.",
+    )
+
+    def production_problems(self) -> Iterator[str]:
+        """Refuse a hash that is cheap to try again, however memory and passes make it so."""
+        yield from super().production_problems()
+        passes = self.PASSWORD_HASH_ITERATIONS
+        least = _LEAST_KIB[min(passes, max(_LEAST_KIB))]
+        if least > self.PASSWORD_HASH_MEMORY_KIB:
+            yield (
+                f"PASSWORD_HASH_MEMORY_KIB: must be {least} at least in production with "
+                f"PASSWORD_HASH_ITERATIONS={passes}"
+            )
 
 
 class Verified(NamedTuple):
@@ -85,7 +107,7 @@ class Passwords:
     """Hashes and verifies passwords without stalling the event loop.
 
     Args:
-        settings: What a hash costs, and how many are computed at once.
+        settings: What a hash costs, how many are computed at once, and how many wait.
     """
 
     def __init__(self, settings: PasswordSettings) -> None:
@@ -99,6 +121,9 @@ class Passwords:
             salt_len=_SALT_BYTES,
         )
         self._hash = PasswordHash((hasher,))
+        self._turns = FairLimiter(
+            settings.PASSWORD_HASH_CONCURRENCY, settings.PASSWORD_HASH_QUEUE_SIZE
+        )
         # Apart from the threads of `offload`: logins must neither starve other work nor be starved.
         self._limiter = CapacityLimiter(settings.PASSWORD_HASH_CONCURRENCY)
         # Costs what a real one costs, and fits no password.
@@ -109,23 +134,37 @@ class Passwords:
             f"${_unpadded(secrets.token_bytes(_HASH_BYTES))}"
         )
 
-    async def hash(self, password: str) -> str:
-        """Hash a password for storing: the parameters, a random salt and the hash, in ASCII."""
-        return await to_thread.run_sync(
-            self._hash.hash, normalize_password(password), limiter=self._limiter
-        )
+    async def hash(self, password: str, network: str = "") -> str:
+        """Hash a password for storing: the parameters, a random salt and the hash, in ASCII.
 
-    async def verify(self, password: str, password_hash: str | None) -> Verified:
+        Args:
+            password: What somebody chose.
+            network: Where it comes from; those that wait take turns by it.
+
+        Raises:
+            OverloadedError: too many hashes are to be computed already.
+        """
+        async with self._turns.turn(network):
+            return await to_thread.run_sync(
+                self._hash.hash, normalize_password(password), limiter=self._limiter
+            )
+
+    async def verify(self, password: str, password_hash: str | None, network: str = "") -> Verified:
         """Say whether the password is the one that was hashed.
 
         Args:
             password: What somebody typed.
             password_hash: The stored hash; without one, for an unknown user, the answer is no
                 and takes as long.
+            network: Where it comes from; those that wait take turns by it.
+
+        Raises:
+            OverloadedError: too many hashes are to be computed already.
         """
-        return await to_thread.run_sync(
-            self._verify, normalize_password(password), password_hash, limiter=self._limiter
-        )
+        async with self._turns.turn(network):
+            return await to_thread.run_sync(
+                self._verify, normalize_password(password), password_hash, limiter=self._limiter
+            )
 
     def _verify(self, password: str, password_hash: str | None) -> Verified:
         # Half a character fits nothing, and takes as long as any other.
@@ -146,10 +185,14 @@ def normalize_password(password: str) -> str:
 def weakness(password: str, context: Iterable[str] = ()) -> str | None:
     """Say why a password must not be used, for the person who chose it; `None` when it may.
 
-    What is easy to guess is taken away: a common password or word, names of the account, years,
-    runs of the keyboard and repetitions. Too little may not be left. Two common words make a
-    phrase and are let through; no kinds of characters are asked for (NIST SP 800-63B, section
-    5.1.1.2).
+    What is easy to guess is taken away: a common password or word, two if nothing parts them, names
+    of the account, years, runs of the keyboard and repetitions. Too little may not be left. Two
+    common words with something between them make a phrase and are let through; no kinds of
+    characters are asked for (NIST SP 800-63B, section 5.1.1.2).
+
+    The common ones are the 3,000 that are used most, without the digits and marks around them, and
+    those of the 49,000 that are used most which are long enough (of zxcvbn-ts, under the MIT
+    licence), in lower case.
 
     Args:
         password: What somebody chose.
@@ -162,8 +205,11 @@ def weakness(password: str, context: Iterable[str] = ()) -> str | None:
         return f"should have at most {MAX_PASSWORD_LENGTH} characters"
     known = {part for item in context for part in _parts(item.lower())}
     # Before and after: an address may hold a run, and a run may part a name.
-    rest = _without(_without_runs(_without(text.lower(), known)), known)
-    rest = _without(rest, _longest_common_word(rest))
+    rest = _without(without_runs(_without(text.lower(), known)), known)
+    for _ in range(2 if text.isalnum() else 1):
+        rest = _without(rest, _longest_common_word(rest))
+    if text.lower() in _common():
+        rest = ""
     if len({character for character in rest if not character.isspace()}) < _MIN_DISTINCT:
         return "is too easy to guess: it is a common password, a name or a pattern"
     return None
@@ -177,9 +223,16 @@ def _parts(item: str) -> Iterator[str]:
 
 
 def _longest_common_word(text: str) -> set[str]:
-    spellings = (text, text.translate(_LOOKALIKES))
-    found = [word for word in _common() if any(word in spelling for spelling in spellings)]
-    return {max(found, key=len)} if found else set()
+    # Looked up piece by piece, as a look at every word would stall the event loop.
+    common = _common()
+    spellings = dict.fromkeys((text, text.translate(_LOOKALIKES)))
+    shortest, longest = _common_lengths()
+    for length in range(min(len(text), longest), shortest - 1, -1):
+        for spelling in spellings:
+            for start in range(len(spelling) - length + 1):
+                if (word := spelling[start : start + length]) in common:
+                    return {word}
+    return set()
 
 
 def _without(text: str, words: set[str]) -> str:
@@ -192,7 +245,8 @@ def _without(text: str, words: set[str]) -> str:
     return text
 
 
-def _without_runs(text: str) -> str:
+def without_runs(text: str) -> str:
+    """Take away years, runs of the keyboard, and all but the first of what is repeated."""
     text = _YEAR.sub("", _REPEATED.sub(r"\1", text))
     kept: list[str] = []
     position = 0
@@ -216,6 +270,12 @@ def _run_length(text: str) -> int:
 @lru_cache(maxsize=1)
 def _common() -> frozenset[str]:
     return frozenset(_COMMON.read_text("utf-8").split())
+
+
+@lru_cache(maxsize=1)
+def _common_lengths() -> tuple[int, int]:
+    lengths = set(map(len, _common()))
+    return min(lengths), max(lengths)
 
 
 def _unpadded(value: bytes) -> str:

@@ -2,73 +2,56 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, cast
-from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg  # type: ignore[import-untyped]
 import structlog
 from anyio import CancelScope
-from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, BigInteger, Index, event, text
+from pydantic import AfterValidator, Field, SecretStr, model_validator
+from sqlalchemy import (
+    AdaptedConnection,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Index,
+    Interval,
+    event,
+    func,
+    literal,
+    text,
+    type_coerce,
+)
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.default import DefaultExecutionContext
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.core.settings import Section, SettingError
+from app.core.postgresql_url import normalize_url, option, password, settings_in_url
+from app.core.settings import Section
+from app.core.types import UtcDateTime
+from app.core.weak_passwords import is_well_known
 
-_SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
-
-# Options of other clients, which asyncpg would send on to a server that does not know them:
-# first libpq's, then Prisma's.
-_CLIENT_OPTIONS = (
-    "channel_binding",
-    "client_encoding",
-    "connect_timeout",
-    "gss",
-    "keepalives",
-    "load_balance_hosts",
-    "require",
-    "sslcompression",
-    "sslsni",
-    "tcp_user_timeout",
-    "connection_limit",
-    "pgbouncer",
-    "pool_timeout",
-    "socket_timeout",
-    "sslaccept",
-    "sslidentity",
-    "statement_cache_size",
-)
-_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
-_WELL_KNOWN_PASSWORDS = (
-    "admin",
-    "app",
-    "changeme",
-    "default",
-    "example",
-    "password",
-    "postgres",
-    "postgresql",
-    "root",
-    "secret",
-    "test",
-)
 # Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE = (
     "08",  # connection exceptions
-    "28",  # wrong password or no such user: the credentials are being changed, or wrong
     "25P03",  # idle-in-transaction timeout
-    "3D000",  # no such database: not created yet, or being restored
+    "25P04",  # transaction timeout
     "40001",  # serialization failure
     "40P01",  # deadlock
     "53",  # insufficient resources, such as too many connections
     "55P03",  # lock timeout
     "57014",  # statement timeout
     "57P",  # shutdown, crash, start-up
+    "58",  # the server's own disk
 )
+_READ_ONLY = "25006"
+_WRITERS = (None, "primary", "read-write")
 _LOCK_TIMEOUTS = ("55P03", "57014")
 _UNIQUE_VIOLATION = "23505"
 
@@ -89,8 +72,9 @@ _CONNECTION_LIMIT: Final = text("""
 SERIAL: Final = BigInteger()
 """The type of keys that the database counts up by itself."""
 
-PROBE: Final = text("SELECT 1")
-"""The cheapest statement that proves that the database answers."""
+_TAKES_WRITES: Final = text(
+    "SELECT NOT pg_is_in_recovery() AND current_setting('default_transaction_read_only') = 'off'"
+)
 
 logger = structlog.get_logger(__name__)
 
@@ -105,6 +89,11 @@ class DatabaseSettings(Section):
     DATABASE_URL: Annotated[SecretStr, AfterValidator(_normalize)] = Field(
         default=SecretStr("postgresql://postgres@localhost:5432/postgres"),
         description="As libpq reads it, such as postgresql://user:password@host/db?sslmode=require",
+    )
+    DB_PGBOUNCER: bool = Field(
+        default=False,
+        description="Whether the URL leads to a pooler that gives each transaction another "
+        "connection, as PgBouncer does in transaction mode; ?pgbouncer=true says the same.",
     )
     DB_POOL_SIZE: int = Field(
         default=10, ge=1, le=1000, description="Connections that one process keeps open."
@@ -135,76 +124,37 @@ class DatabaseSettings(Section):
     WEB_CONCURRENCY: int = Field(default=1, ge=1, description="Server processes of one replica.")
     REPLICAS: int = Field(default=1, ge=1, description="Replicas, for the connection budget.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _take_options_out_of_the_url(cls, values: Any) -> Any:
+        """Let the URL's options set what no variable sets."""
+        url = values.get("DATABASE_URL") if isinstance(values, dict) else None
+        if isinstance(url, SecretStr):
+            url = url.get_secret_value()
+        return {**settings_in_url(url), **values} if isinstance(url, str) else values
+
     def production_problems(self) -> Iterator[str]:
         yield from super().production_problems()
         if "DATABASE_URL" not in self.model_fields_set:
             yield "DATABASE_URL: must be set in production"
             return
-        password = _password(self.DATABASE_URL.get_secret_value())
+        url = self.DATABASE_URL.get_secret_value()
+        given, parts = password(url), urlsplit(url)
+        names = ("postgres", "postgresql", parts.username or "", parts.path)
         # No password at all may mean a client certificate, a password file or IAM.
-        if password is not None and (not password or password.lower() in _WELL_KNOWN_PASSWORDS):
+        if given is not None and (not given or is_well_known(given, *names)):
             yield "DATABASE_URL: has an empty or well-known password; choose a long random one"
 
 
-def normalize_url(url: str) -> str:
-    """Translate what other tools accept into a `postgresql://` URL that asyncpg reads.
+def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The time of the statement by the server's clock, for what several processes decide about.
 
-    Options that only libpq understands are dropped; `sslmode` and its companions keep libpq's
-    meaning (`require` encrypts, `verify-full` also checks whom it talks to).
+    Theirs need not agree.
 
-    Raises:
-        SettingError: it is no PostgreSQL URL; the message never quotes it.
+    Args:
+        after: What to add to it; less than nothing for a time in the past.
     """
-    try:
-        return _translate(url)
-    except SettingError:
-        raise
-    except ValueError:
-        # Its message quotes the URL, or a password that was taken for a host.
-        message = "cannot be read; percent-encode special characters in the password"
-        raise SettingError(message) from None
-
-
-def _translate(url: str) -> str:
-    scheme, separator, _ = url.partition("://")
-    if not separator or scheme not in _SCHEMES:
-        message = "must look like postgresql://user:password@host:5432/database"
-        raise SettingError(message)
-    # What is no UTF-8 was replaced, and the server ends a text at NUL.
-    if {"\0", "\N{REPLACEMENT CHARACTER}"} & set(unquote(url)):
-        message = "has a percent-encoded character that is NUL or not UTF-8"
-        raise SettingError(message)
-    parts = urlsplit(url)
-    credentials, at, hosts = parts.netloc.rpartition("@")
-    user, colon, password = credentials.partition(":")
-    # A password copied in as it is may hold an @, which ends it too early for the driver.
-    credentials = f"{quote(unquote(user), safe='')}{colon}{quote(unquote(password), safe='')}"
-    for host in hosts.split(","):
-        port = host.rpartition("]")[2].partition(":")[2]
-        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            message = "has a port that is not a number; percent-encode / ? # in passwords"
-            raise SettingError(message)
-    options = {
-        name: values[-1]
-        for name, values in parse_qs(parts.query, keep_blank_values=True).items()
-        if not name.startswith(_CLIENT_OPTIONS)
-    }
-    if "sslmode" in options and options["sslmode"] not in _SSL_MODES:
-        message = f"has an unknown sslmode; use one of {', '.join(_SSL_MODES)}"
-        raise SettingError(message)
-    if options.get("schema") == "public":
-        del options["schema"]  # Prisma's, and the default
-    query = urlencode(options, quote_via=quote)
-    return f"postgresql://{credentials}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
-
-
-def _password(url: str) -> str | None:
-    credentials, at, _ = urlsplit(url).netloc.rpartition("@")
-    _, colon, password = credentials.partition(":")
-    query = parse_qs(urlsplit(url).query, keep_blank_values=True)
-    if "password" in query:
-        return query["password"][-1]
-    return unquote(password) if at and colon else None
+    return type_coerce(func.statement_timestamp() + literal(after, Interval()), UtcDateTime())
 
 
 def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
@@ -223,28 +173,40 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     server_settings = {
         name: str(max(1, round(seconds * 1000))) for name, seconds in timeouts.items() if seconds
     }
-    server_settings["application_name"] = settings.DB_APPLICATION_NAME
     statement_timeout = settings.DB_STATEMENT_TIMEOUT_SECONDS
+    url = settings.DATABASE_URL.get_secret_value()
+    startup = {"application_name": settings.DB_APPLICATION_NAME}
+    if not settings.DB_PGBOUNCER:
+        startup |= server_settings
 
     async def connect() -> asyncpg.Connection:
         try:
             # asyncpg reads the URL itself: it knows sslmode, several hosts and password files.
             return await asyncpg.connect(
-                settings.DATABASE_URL.get_secret_value(),
+                url,
                 timeout=settings.DB_CONNECT_TIMEOUT_SECONDS,
                 # For a server that has vanished; a living one ends the statement itself before.
                 command_timeout=statement_timeout + _COMMAND_MARGIN_SECONDS
                 if statement_timeout
                 else None,
-                server_settings=server_settings,
+                server_settings=startup,
+                # Without names, statements are parsed and executed in one message: whichever
+                # connection the pooler hands out.
+                statement_cache_size=0 if settings.DB_PGBOUNCER else 100,
+                # After a failover the URL may lead to a standby for a while.
+                target_session_attrs=None if option(url, "target_session_attrs") else "read-write",
             )
-        except OSError as error:
-            # SQLAlchemy turns only the driver's own errors into its InterfaceError.
+        except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
+            # Whatever the reason, and also a password that is being changed or a database that is
+            # being restored, it may be gone soon. SQLAlchemy knows this one as its InterfaceError.
             message = f"cannot connect: {type(error).__name__} {error}"
             raise asyncpg.InterfaceError(message) from error
 
     options: dict[str, Any] = {
-        "async_creator": connect,
+        "connect_args": {
+            "async_creator_fn": connect,
+            "prepared_statement_cache_size": 0 if settings.DB_PGBOUNCER else 100,
+        },
         "pool_size": settings.DB_POOL_SIZE,
         "max_overflow": settings.DB_MAX_OVERFLOW,
         "pool_timeout": settings.DB_POOL_TIMEOUT_SECONDS,
@@ -255,8 +217,51 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
         "hide_parameters": True,
     }
     engine = create_async_engine("postgresql+asyncpg://", **{**options, **overrides})
+    event.listen(engine.sync_engine, "do_execute", _execute)
     event.listen(engine.sync_engine, "handle_error", _on_error)
+    if settings.DB_PGBOUNCER and server_settings:
+        event.listen(engine.sync_engine, "begin", _set_locally(server_settings))
     return engine
+
+
+def _set_locally(server_settings: dict[str, str]) -> Callable[[Connection], None]:
+    """Make a transaction begin with settings that end with it, as nothing else does in a pooler."""
+    calls = (f"set_config('{name}', '{value}', true)" for name, value in server_settings.items())
+    statement = f"SELECT {', '.join(calls)}"
+
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(statement)
+
+    return begin
+
+
+def _execute(
+    cursor: DBAPICursor, statement: str, parameters: Any, context: DefaultExecutionContext
+) -> bool:
+    """Read once more when a migration has changed the columns since the statement was prepared.
+
+    Only where the transaction has written nothing that would be lost, and, as each statement sees
+    what is committed when it begins, without any other difference.
+    """
+    try:
+        cursor.execute(statement, parameters)
+    except Exception as error:
+        if not _is_read_only(context.root_connection) or not _is_outdated(error):
+            raise
+        # What SQLAlchemy does between two statements, so that the next one is prepared anew.
+        context.handle_dbapi_exception(error)  # type: ignore[no-untyped-call]
+        context.root_connection.connection.rollback()
+        context.pre_exec()  # type: ignore[no-untyped-call]
+        cursor.execute(statement, parameters)
+    return True
+
+
+def _is_outdated(error: BaseException | None) -> bool:
+    return isinstance(getattr(error, "__cause__", None), asyncpg.InvalidCachedStatementError)
+
+
+def _is_read_only(connection: Connection) -> bool:
+    return bool(connection.get_execution_options().get("postgresql_readonly"))
 
 
 def _on_error(context: ExceptionContext) -> None:
@@ -265,6 +270,12 @@ def _on_error(context: ExceptionContext) -> None:
         # asyncpg's command_timeout: whether the server still works on it is unknown.
         context.is_disconnect = True
         raise InterfaceError(context.statement, None, error, connection_invalidated=True)
+    if getattr(error, "sqlstate", None) == _READ_ONLY:
+        # Of a server that takes no writes (any more): the pool is to find the one that does. In a
+        # transaction that we have made read-only it is a mistake of the code.
+        context.is_disconnect = context.connection is not None and not _is_read_only(
+            context.connection
+        )
     if isinstance(error, asyncio.CancelledError) and context.connection is not None:
         # Otherwise the next round of anyio's cancellation would stop the driver from telling the
         # server, where the statement would run on and keep its locks.
@@ -283,11 +294,29 @@ def read_only(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(postgresql_readonly=True)
 
 
+async def probe(engine: AsyncEngine, settings: DatabaseSettings) -> None:
+    """Prove that the database answers and takes writes.
+
+    Raises:
+        Exception: it does not. Whoever wants a server that only reads says so in the URL with
+            `target_session_attrs`, as libpq knows it.
+    """
+    async with read_only(engine).connect() as connection:
+        takes_writes = await connection.scalar(_TAKES_WRITES)
+        url = settings.DATABASE_URL.get_secret_value()
+        if not takes_writes and option(url, "target_session_attrs") in _WRITERS:
+            # The next probe may find another server behind the same name.
+            await connection.invalidate()
+            message = "the database takes no writes: it is a standby, or has been made read-only"
+            raise RuntimeError(message)
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the database could not do its work now, so that repeating it later may succeed.
 
-    That is: no connection, or none free in the pool, a role or database that the server does not
-    know, a statement or a lock that took too long, a deadlock or a serialization failure.
+    That is: no connection, or none free in the pool, a server that takes no writes, a statement or
+    a lock that took too long, a deadlock or a serialization failure, or a statement that was
+    prepared before a migration changed its columns.
     """
     if isinstance(error, PoolTimeoutError):
         return True
@@ -297,6 +326,7 @@ def is_unavailable(error: BaseException) -> bool:
     return (
         error.connection_invalidated
         or isinstance(error, InterfaceError)
+        or _is_outdated(error.orig)
         or code.startswith(_UNAVAILABLE)
     )
 
@@ -322,8 +352,10 @@ def partial_unique_index(name: str, *columns: str, where: str) -> Index:
 async def warn_if_over_budget(engine: AsyncEngine, settings: DatabaseSettings) -> None:
     """Log a warning when all processes together may open more connections than the server takes.
 
-    Returns within two seconds and never raises.
+    Returns within two seconds and never raises. A pooler has a budget of its own.
     """
+    if settings.DB_PGBOUNCER:
+        return
     # Each process keeps one more for its readiness probe.
     per_process = settings.DB_POOL_SIZE + settings.DB_MAX_OVERFLOW + 1
     needed = per_process * settings.WEB_CONCURRENCY * settings.REPLICAS

@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
-from ipaddress import AddressValueError, IPv6Address
-from typing import NamedTuple, Protocol
+from ipaddress import AddressValueError, IPv6Address, IPv6Network
+from typing import NamedTuple, Protocol, TypeAlias
 
 from pydantic import Field
 from starlette.requests import HTTPConnection
@@ -19,6 +19,7 @@ from app.core.routing import route_template
 from app.core.settings import Section
 
 _NANOSECONDS = 1_000_000_000
+_Expiries: TypeAlias = "OrderedDict[str, array[int]]"
 
 
 class RateLimitSettings(Section):
@@ -84,8 +85,9 @@ class MemoryRateLimiter:
     takes 8 bytes for one window.
 
     Args:
-        max_keys: How many callers to remember. Beyond it the one unseen for longest is
-            forgotten, so that a flood of addresses cannot exhaust the memory.
+        max_keys: How many callers to remember, so that a flood of addresses cannot exhaust the
+            memory. Beyond it the one unseen for longest is forgotten, but whoever is refused or
+            has used up half of a limit only after the others: a flood must not set them free.
         clock: Nanoseconds that never go back.
     """
 
@@ -95,22 +97,24 @@ class MemoryRateLimiter:
         self._max_keys = max_keys
         self._clock = clock
         # The least recently seen first. Each value holds when its requests stop counting.
-        self._expiries: OrderedDict[str, array[int]] = OrderedDict()
+        self._few: _Expiries = OrderedDict()
+        self._many: _Expiries = OrderedDict()
 
     async def hit(self, key: str, limit: RateLimit) -> Decision:
         """Count one request; atomic because nothing in here awaits."""
         now = self._clock()
-        expiries = self._expiries.get(key)
+        expiries = self._pop(key)
         if expiries is None:
             self._make_room(now)
-            expiries = self._expiries[key] = array("q")
-        else:
-            self._expiries.move_to_end(key)
-            if expiries and expiries[0] <= now:
-                del expiries[: bisect_right(expiries, now)]
+            expiries = array("q")
+        elif expiries[0] <= now:
+            del expiries[: bisect_right(expiries, now)]
         allowed = len(expiries) < limit.requests
         if allowed:
             expiries.append(now + int(limit.window_seconds * _NANOSECONDS))
+        # A single request is what a flood of addresses consists of, whatever the limit.
+        many = not allowed or (len(expiries) > 1 and 2 * len(expiries) >= limit.requests)
+        (self._many if many else self._few)[key] = expiries
         return Decision(
             allowed,
             limit.requests,
@@ -120,28 +124,34 @@ class MemoryRateLimiter:
 
     async def release(self, key: str) -> None:
         """Take back the latest request; a key without any must not stay."""
-        if expiries := self._expiries.get(key):
-            expiries.pop()
-            if not expiries:
-                del self._expiries[key]
+        for place in (self._few, self._many):
+            if expiries := place.get(key):
+                expiries.pop()
+                if not expiries:
+                    del place[key]
 
     async def forget(self, key: str) -> None:
         """Take back all requests."""
-        self._expiries.pop(key, None)
+        self._pop(key)
 
     def __len__(self) -> int:
         """How many callers are remembered."""
-        return len(self._expiries)
+        return len(self._few) + len(self._many)
+
+    def _pop(self, key: str) -> "array[int] | None":
+        expiries = self._few.pop(key, None)
+        return self._many.pop(key, None) if expiries is None else expiries
 
     def _make_room(self, now: int) -> None:
         # Two for each one that is added: the finished ones go without a task or a pause.
-        for _ in range(2):
-            oldest = next(iter(self._expiries), None)
-            if oldest is None:
-                return
-            if len(self._expiries) < self._max_keys and self._expiries[oldest][-1] > now:
-                return
-            del self._expiries[oldest]
+        for place in (self._few, self._many) * 2:
+            oldest = next(iter(place), None)
+            if oldest is not None and place[oldest][-1] <= now:
+                del place[oldest]
+        if len(self) >= self._max_keys:
+            # A tenth is for the others: who is new would otherwise never be counted twice.
+            place = self._few if 10 * len(self._few) > self._max_keys else self._many
+            place.popitem(last=False)
 
 
 def rate_limit(
@@ -154,9 +164,9 @@ def rate_limit(
     """A dependency that limits a route: `dependencies=[Depends(rate_limit(5, 60))]`.
 
     Several limits on one route all count, and each can refuse; the headers tell of the one with
-    the fewest requests left. FastAPI reads a JSON body before any dependency, and the limit is
-    checked before that body is validated; a body that is not JSON at all is refused without
-    being counted.
+    the fewest requests left. A limit that comes before any guard is checked before a body is read.
+    One that needs to know the principal is checked when FastAPI has read and parsed the body, and
+    before that is validated; a body that is not JSON at all is then refused without being counted.
 
     Args:
         requests: How many within the window; `RATE_LIMIT_REQUESTS` when omitted.
@@ -193,6 +203,10 @@ class RateLimitDependency:
             TooManyRequestsError: when the caller has used the limit up.
         """
         state = connection.scope["state"]
+        early: set[RateLimitDependency] = state.get("counted_early", set())
+        if self in early:
+            early.remove(self)
+            return
         settings: RateLimitSettings = state["settings"]
         limiter: RateLimiter = state["rate_limiter"]
         limit = RateLimit(
@@ -211,6 +225,18 @@ class RateLimitDependency:
                 headers={"Retry-After": str(_whole_seconds(decision))},
             )
 
+    async def count_early(self, connection: HTTPConnection) -> None:
+        """Count this request before FastAPI calls the dependency, whose call then does nothing.
+
+        Raises:
+            TooManyRequestsError: when the caller has used the limit up.
+        """
+        state = connection.scope["state"]
+        early: set[RateLimitDependency] = state.setdefault("counted_early", set())
+        if self not in early:
+            await self(connection)
+            early.add(self)
+
 
 def caller(connection: HTTPConnection) -> str:
     """Who is counted: the principal, or the client's address where nobody is known.
@@ -220,14 +246,23 @@ def caller(connection: HTTPConnection) -> str:
     principal = principal_of(connection)
     if not principal.is_anonymous:
         return f"principal:{principal.id}"
-    # A server on a Unix socket reports no client: then all share one budget.
+    return f"address:{network_of(connection)}"
+
+
+def network_of(connection: HTTPConnection, ipv6_prefix: int = 64) -> str:
+    """Where a request comes from: an IPv4 address or an IPv6 network, whoever is asking.
+
+    Args:
+        connection: The request.
+        ipv6_prefix: How many bits name the network; one subscriber holds a /64 at least (RFC 6177).
+    """
+    # A Unix socket reports no client: all share one budget, unless its proxy is trusted.
     client = connection.scope.get("client")
-    return f"address:{_network(client[0]) if client else 'unknown'}"
+    return _network(client[0], ipv6_prefix) if client else "unknown"
 
 
 @lru_cache(maxsize=4096)
-def _network(host: str) -> str:
-    """An IPv6 host's /64, as one subscriber holds at least that many addresses (RFC 6177)."""
+def _network(host: str, ipv6_prefix: int) -> str:
     if ":" not in host:
         return host
     try:
@@ -236,7 +271,7 @@ def _network(host: str) -> str:
         return host
     if address.ipv4_mapped:
         return str(address.ipv4_mapped)
-    return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+    return str(IPv6Network((int(address), ipv6_prefix), strict=False))
 
 
 def _route(connection: HTTPConnection) -> str:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import Context
 from typing import Annotated, Any, Final, TypeVar
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import structlog
 from anyio import fail_after
@@ -112,6 +114,12 @@ class RedisClient:
     way when it began. One task asks the server until it takes a write again, then closes the
     breaker: no request pays for finding out.
 
+    What is cached belongs to a generation, a random value that all processes share: entries of
+    another one do not count. It is renewed after each outage, during which changes could not be
+    removed, by whichever process is back first. Nobody need have noticed the outage: whatever
+    connects after a connection was lost renews it before it is used. One more connection, or the
+    first one of a process, is no sign of an outage.
+
     Args:
         settings: Where Redis is; nothing connects before the first use.
     """
@@ -119,7 +127,15 @@ class RedisClient:
     def __init__(self, settings: RedisSettings) -> None:
         self._timeout = settings.REDIS_TIMEOUT_SECONDS
         self._prefix = settings.REDIS_KEY_PREFIX
-        self.raw: Redis = Redis.from_pool(create_pool(settings))
+        self.generation_key = self.key("generation")
+        # By connection its stream, of those that were made since the generation was last renewed.
+        self._streams: WeakKeyDictionary[Any, asyncio.StreamReader] = WeakKeyDictionary()
+        self._greeting = asyncio.Lock()
+        # How many removals have failed, and for how many of them the generation was renewed.
+        self._not_removed = 0
+        self._made_up_for = 0
+        pool = create_pool(settings, redis_connect_func=self._greet)
+        self.raw: Redis = Redis.from_pool(pool)
         self._on_recovery: list[Command[object]] = []
         self._recovery: asyncio.Task[None] | None = None
         self._outages = 0
@@ -159,13 +175,32 @@ class RedisClient:
                 self._open(error)
             raise RedisUnavailableError from error
 
+    async def invalidate(self, command: Command[object]) -> None:
+        """Remove something that is cached; if that fails, all that is cached is void.
+
+        Args:
+            command: Removes it; a failure is made up for before this process reads again.
+        """
+        removed = False
+        try:
+            await self.call(command)
+            removed = True
+        except REDIS_ERRORS as error:
+            logger.debug("redis_entry_not_removed", error=type(error).__name__)
+        finally:
+            # Also when cancelled.
+            if not removed:
+                self._not_removed += 1
+
     async def ping(self) -> None:
-        """Prove that the server takes writes, whatever the breaker thinks of it.
+        """Prove that the server takes writes.
 
         Raises:
-            Exception: it does not, or not in time.
+            RedisUnavailableError: it does not answer, or did not when it was last asked: a probe
+                must not be slow for as long as the server hangs.
+            RedisError: it refuses.
         """
-        await self._bounded(self._probe)
+        await self.call(self._probe)
 
     def on_recovery(self, command: Command[object]) -> None:
         """Have `command` run after each outage, before anyone else uses the server again."""
@@ -185,7 +220,27 @@ class RedisClient:
         # Not asyncio.timeout, which cancels once: redis-py calls asyncio.wait_for, which on Python
         # 3.11 swallows a cancellation that comes just when it is done. This scope repeats it.
         with fail_after(self._timeout, shield=True):
+            if self._made_up_for < self._not_removed:
+                await self._renew(self.raw)
             return await command(self.raw)
+
+    async def _greet(self, connection: Any) -> None:
+        """What redis-py calls when it has connected, instead of the connection's own part."""
+        await connection.on_connect()
+        # One by one, so that of those that come after an outage only the first one renews.
+        async with self._greeting:
+            lost = [it for it, stream in self._streams.items() if _is_lost(it, stream)]
+            if lost:
+                await connection.send_command("SET", self.generation_key, uuid4().hex)
+                await connection.read_response()
+                for it in lost:
+                    del self._streams[it]
+            self._streams[connection] = _stream(connection)
+
+    async def _renew(self, client: Redis) -> None:
+        until_now = self._not_removed
+        await client.set(self.generation_key, uuid4().hex)
+        self._made_up_for = max(self._made_up_for, until_now)
 
     def _open(self, error: Exception) -> None:
         self._outages += 1
@@ -201,7 +256,7 @@ class RedisClient:
             await asyncio.sleep(delay * random.uniform(0.5, 1))
             delay = min(delay * 2, _LAST_PROBE_SECONDS)
             try:
-                await self._bounded(self._probe)
+                await self._bounded(self._renew)
                 for command in self._on_recovery:
                     await self._bounded(command)
             except (RedisError, OSError):
@@ -220,6 +275,16 @@ class RedisClient:
 
 def _is_outage(error: Exception) -> bool:
     return isinstance(error, _OUTAGE) or bool(_OUTAGE_REPLY.search(str(error)))
+
+
+def _stream(connection: Any) -> Any:
+    # redis-py itself finds out that it has ended only when it uses the connection.
+    return connection._reader  # noqa: SLF001
+
+
+def _is_lost(connection: Any, stream: asyncio.StreamReader) -> bool:
+    replaced = _stream(connection) is not stream
+    return replaced or stream.at_eof() or stream.exception() is not None
 
 
 @asynccontextmanager

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr
 
 from app.core.settings import Section, SettingError
+from app.core.weak_passwords import is_well_known
 
 _SCHEMES = {
     "redis": "redis",
@@ -18,7 +20,8 @@ _SCHEMES = {
     "valkeys": "rediss",
 }
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
-_WELL_KNOWN_PASSWORDS = ("admin", "changeme", "default", "foobared", "password", "redis", "secret")
+_SET_ONE_OR_ALLOW = "set one, or REDIS_ALLOW_INSECURE=true if nobody else reaches the server"
+_USE_OR_ALLOW = "use rediss://, or set REDIS_ALLOW_INSECURE=true if nobody reads along"
 _AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
 _ONE_SERVER = (
     "names Sentinel or Cluster, which this service does not speak; name one server or the "
@@ -58,13 +61,32 @@ class RedisSettings(Section):
         "service goes on without Redis until it answers again.",
     )
 
+    REDIS_ALLOW_INSECURE: bool = Field(
+        default=False,
+        description="Whether production may use a server on another machine without a password, or "
+        "without TLS that checks its certificate, because the network between them is trusted.",
+    )
+    REDIS_REQUIRED: bool = Field(
+        default=False,
+        description="Whether requests should go elsewhere while Redis does not answer: for a "
+        "service that keeps in it what requests cannot do without.",
+    )
+
     def production_problems(self) -> Iterator[str]:
         yield from super().production_problems()
         if "REDIS_URL" not in self.model_fields_set:
             yield "REDIS_URL: must be set in production"
-        # No password at all may mean a socket, a sidecar or a client certificate.
-        elif _password(self.REDIS_URL.get_secret_value()).lower() in _WELL_KNOWN_PASSWORDS:
+            return
+        url = self.REDIS_URL.get_secret_value()
+        if is_well_known(_password(url), "redis", "valkey"):
             yield "REDIS_URL: has a well-known password; choose a long random one"
+        if _is_remote(url) and not self.REDIS_ALLOW_INSECURE:
+            options = dict(parse_qsl(urlsplit(url).query))
+            # Whoever can write to it decides what is limited and what users are shown.
+            if not _password(url) and "ssl_certfile" not in options:
+                yield f"REDIS_URL: has no password; {_SET_ONE_OR_ALLOW}"
+            if not url.startswith("rediss:") or options.get("ssl_cert_reqs") == "none":
+                yield f"REDIS_URL: has no TLS that checks the certificate; {_USE_OR_ALLOW}"
 
 
 def normalize_url(url: str) -> str:
@@ -133,6 +155,16 @@ def _options(query: str, scheme: str) -> str:
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
         raise SettingError("has an ssl_cert_reqs that is not none, optional or required")
     return urlencode(options, quote_via=quote)
+
+
+def _is_remote(url: str) -> bool:
+    host = urlsplit(url).hostname
+    if url.startswith("unix:") or host is None:
+        return False
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost"
 
 
 def _password(url: str) -> str:

@@ -1,7 +1,8 @@
 """The relay: hands what is due in the outbox to the queue, in every worker at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import outbox
 from app.core.database import Database
+from app.core.job_rollout import may_be_taken, refuse_unknown
 from app.core.jobs import JobSettings
 from app.core.outbox import JobsEnqueued, Ticket
 from app.core.redis import REDIS_ERRORS, RedisClient, RedisSettings, create_pool
@@ -21,6 +23,7 @@ from app.core.redis import REDIS_ERRORS, RedisClient, RedisSettings, create_pool
 _BATCH = 100
 _CHANNEL = "jobs-enqueued"
 _POLL_SECONDS = 0.5
+_REFUSE_SECONDS = 0.5
 _PAUSE_AFTER_ERROR_SECONDS = 1.0
 
 logger = structlog.get_logger(__name__)
@@ -43,11 +46,26 @@ class Relay:
 
     A ticket that is not used within the lease is sent again: it was lost with the queue or with a
     worker, or it waits still and the queue knows it.
+
+    Args:
+        database: Where the outbox is.
+        queue: Where due jobs go.
+        settings: How long a ticket has, and how long a job of another release.
+        names: The jobs that the workers behind the queue know; all by default.
     """
 
-    def __init__(self, database: Database, queue: Queue, settings: JobSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queue: Queue,
+        settings: JobSettings,
+        names: Collection[str] | None = None,
+    ) -> None:
         self._database = database
         self._queue = queue
+        self._names = names
+        self._rollout = timedelta(seconds=settings.JOB_ROLLOUT_SECONDS)
+        self._refused_at = 0.0
         self._lease = timedelta(seconds=settings.JOB_LEASE_SECONDS)
         self._woken = asyncio.Event()
 
@@ -77,12 +95,22 @@ class Relay:
         limit = min(_BATCH, await self._queue.room())
         if limit <= 0:
             return 0
+        await self._refuse_unknown()
+        only = None if self._names is None else may_be_taken(self._names, self._rollout)
         async with self._database.transaction() as session:
-            tickets = await outbox.take_due(session, limit, self._lease)
+            tickets = await outbox.take_due(session, limit, self._lease, only)
         # After the commit: no row is locked while the queue takes its time.
         for ticket in tickets:
             await self._queue.push(ticket)
         return len(tickets)
+
+    async def _refuse_unknown(self) -> None:
+        now = time.monotonic()
+        if self._names is None or now - self._refused_at < _REFUSE_SECONDS:
+            return
+        self._refused_at = now
+        async with self._database.transaction() as session:
+            await refuse_unknown(session, self._names, self._rollout)
 
 
 def wake_relays(redis: RedisClient) -> Callable[[JobsEnqueued, AsyncSession], Awaitable[None]]:

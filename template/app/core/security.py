@@ -1,13 +1,18 @@
 """The guard of the API: who is asking, and whether their role suffices; it knows no user."""
 
+from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Protocol
 
-from fastapi import Depends, Security
+from fastapi import Depends, FastAPI, Request, Security
+from fastapi.responses import JSONResponse
 from fastapi.security import OAuth2PasswordBearer, SecurityScopes
 from starlette.requests import HTTPConnection
+from starlette.routing import Route
 
 from app.core.access_tokens import InvalidTokenError
 from app.core.errors import ForbiddenError, UnauthenticatedError
@@ -78,6 +83,9 @@ bearer = OAuth2PasswordBearer(
 )
 
 _limit_of_refused = rate_limit(scope="auth-refused")
+_MAX_REFUSED = 10_000
+# Hashes of tokens that were refused in this process, the least recently refused first.
+_refused: OrderedDict[bytes, None] = OrderedDict()
 
 
 async def authenticate(
@@ -99,11 +107,18 @@ async def authenticate(
         if token is None:
             raise NotAuthenticatedError("Send an access token: `Authorization: Bearer ...`.")
         authenticator: Authenticator = state["authenticator"]
+        digest = sha256(token.encode("utf-8", "replace")).digest()
+        # The limits of the routes come after the guard, and count users. Whether an unknown token
+        # is refused shows only when it is looked up; the same one again is not looked up in vain.
+        counted = digest in _refused
+        if counted:
+            await _limit_of_refused(connection)
         try:
             identity = await authenticator.authenticate(token)
         except InvalidTokenError:
-            # The limits of the routes come after the guard, and count users.
-            await _limit_of_refused(connection)
+            _remember_refused(digest)
+            if not counted:
+                await _limit_of_refused(connection)
             raise
         state["identity"] = identity
         set_principal(connection, identity)
@@ -117,8 +132,35 @@ async def authenticate(
     return identity
 
 
+def _remember_refused(digest: bytes) -> None:
+    _refused[digest] = None
+    _refused.move_to_end(digest)
+    if len(_refused) > _MAX_REFUSED:
+        _refused.popitem(last=False)
+
+
 CurrentUser = Annotated[Identity, Security(authenticate)]
 """Who is asking: `async def route(user: CurrentUser)`."""
+
+
+def serve_schema(app: FastAPI) -> None:
+    """Have the Authorize button log in below the prefix that a proxy takes off, too.
+
+    FastAPI names the prefix as the schema's server, which Swagger leaves out when it logs in.
+    """
+    if app.openapi_url is None:
+        return
+
+    async def show(request: Request) -> JSONResponse:
+        schema = app.openapi()
+        if prefix := request.scope.get("root_path", "").rstrip("/"):
+            schema = {**deepcopy(schema), "servers": [{"url": prefix}]}
+            scheme = schema["components"]["securitySchemes"][bearer.scheme_name]
+            scheme["flows"]["password"]["tokenUrl"] = prefix + TOKEN_PATH
+        return JSONResponse(schema)
+
+    # Of two routes with one path the first answers.
+    app.router.routes.insert(0, Route(app.openapi_url, show, include_in_schema=False))
 
 
 def require_role(role: Role) -> Any:

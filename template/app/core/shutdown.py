@@ -14,6 +14,9 @@ import structlog
 from app.core.settings import AppSettings
 
 _SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
+# How late a supervisor passes SIGTERM on to a process that has got the signal already. uvicorn's
+# looks twice a second, and may be waiting for another worker's sign of life before.
+_REPEAT_SECONDS = 5.0
 _Handler = Callable[[int, FrameType | None], object]
 
 logger = structlog.get_logger(__name__)
@@ -29,12 +32,14 @@ def drain_on_sigterm(
 
     The server stops accepting as soon as it learns of the signal, while a load balancer goes on
     sending until it has seen a readiness of 503. So for `SHUTDOWN_DRAIN_SECONDS` the signal is
-    held back. A second signal ends the drain at once; whatever follows goes straight to the
-    server, which for a further SIGINT stops waiting for requests.
+    held back. A second signal ends the drain at once. A SIGTERM within five seconds of the first
+    signal is no second one: a whole process group is signalled (by systemd, by Ctrl+C), and then
+    a supervisor passes it on (uvicorn with `--workers`, `uv run`).
 
     What the server would cut short, such as connections without an end, is ended by `before_stop`:
     it runs after the drain, for `SHUTDOWN_TIMEOUT_SECONDS` at most, and before the server learns
-    of the signal.
+    of the signal. No further signal cuts it short. What comes after it goes straight to the server,
+    which for a further SIGINT stops waiting for requests.
 
     The server's patience with requests in flight is `SHUTDOWN_TIMEOUT_SECONDS`, too, unless it was
     started with one of its own: uvicorn's default is to wait for ever.
@@ -89,7 +94,8 @@ class _Drain:
         self._before_stop = before_stop
         self._server_handlers = server_handlers
         self._loop = asyncio.get_running_loop()
-        self._draining = False
+        self._signalled_at: float | None = None
+        self._handed_over = False
         self._timer: asyncio.TimerHandle | None = None
         self._stopping: asyncio.Task[None] | None = None
 
@@ -99,11 +105,19 @@ class _Drain:
         self._loop.call_soon_threadsafe(self._act, number, frame)
 
     def _act(self, number: int, frame: FrameType | None) -> None:
-        first, self._draining = not self._draining, True
-        if not first:
-            self.cancel()
+        now = self._loop.time()
+        if self._signalled_at is None:
+            self._signalled_at = now
+            self._begin(number, frame)
+        elif number == signal.SIGTERM and now - self._signalled_at < _REPEAT_SECONDS:
+            logger.debug("signal_repeated")
+        elif self._handed_over:
             self._hand_over(number, frame)
-            return
+        elif self._timer is not None:
+            self._timer.cancel()
+            self._stop(number, frame)
+
+    def _begin(self, number: int, frame: FrameType | None) -> None:
         self._callback()
         if self._seconds == 0:
             self._stop(number, frame)
@@ -112,12 +126,13 @@ class _Drain:
         self._timer = self._loop.call_later(self._seconds, self._stop, number, frame)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._timer = None
         if self._before_stop is None:
             self._hand_over(number, frame)
             return
         self._stopping = self._loop.create_task(self._prepare(self._before_stop))
         self._stopping.add_done_callback(
-            # When cancelled, a second signal has been handed over in its place.
+            # Cancelled is what the server has not waited for.
             lambda task: None if task.cancelled() else self._hand_over(number, frame)
         )
 
@@ -129,12 +144,11 @@ class _Drain:
             logger.exception("shutdown_not_prepared")
 
     def _hand_over(self, number: int, frame: FrameType | None) -> None:
+        self._handed_over = True
         self._server_handlers[number](number, frame)
 
     def cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
         if self._stopping is not None:
             self._stopping.cancel()
-            self._stopping = None

@@ -12,11 +12,18 @@ from typing import Annotated, Any, Literal, Self
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 from jwt.algorithms import OKPAlgorithm, RSAAlgorithm
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import NoDecode
 
+from app.core.made_up import looks_made_up
 from app.core.settings import Section, SettingError, split_list
 
 Algorithm = Literal["HS256", "EdDSA", "RS256"]
@@ -27,10 +34,6 @@ PrivateKey = Ed25519PrivateKey | RSAPrivateKey
 MIN_SECRET_BYTES = 32
 # RFC 7518, section 3.3.
 _MIN_RSA_BITS = 2048
-_MIN_DISTINCT_CHARACTERS = 10
-_PLACEHOLDERS = re.compile(
-    r"change.?(me|this|it)|example|insecure|placeholder|your.?secret", re.IGNORECASE
-)
 _PEM_BLOCK = re.compile(r"-----BEGIN ([A-Z ]+)-----.+?-----END \1-----", re.DOTALL)
 
 # Known to nobody: with one that is written here, everybody could make tokens for a service that
@@ -78,10 +81,10 @@ class SigningKeySettings(Section):
         if self.JWT_ALGORITHM == "HS256":
             if "SECRET_KEY" not in self.model_fields_set:
                 yield "SECRET_KEY: must be set in production; make one with `openssl rand -hex 32`"
-            elif _looks_made_up(self.SECRET_KEY):
+            elif looks_made_up(self.SECRET_KEY.get_secret_value()):
                 yield "SECRET_KEY: looks made up; make one with `openssl rand -hex 32`"
         # Whoever guesses one of them can make tokens, whatever signs ours.
-        if any(_looks_made_up(secret) for secret in self.SECRET_KEYS_ACCEPTED):
+        if any(looks_made_up(secret.get_secret_value()) for secret in self.SECRET_KEYS_ACCEPTED):
             yield "SECRET_KEYS_ACCEPTED: holds one that looks made up"
 
 
@@ -135,6 +138,17 @@ class SigningKeys:
         self._by_kid = {key.kid: key for key in (self.current.verification, *accepted)}
 
     @property
+    def shared_secret(self) -> bytes:
+        """The signing key as bytes, to sign more than tokens: all processes have it, nobody else.
+
+        Each use begins what it signs with a name of its own, and so never signs a token.
+        """
+        key = self.current.key
+        if isinstance(key, bytes):
+            return key
+        return key.private_bytes(Encoding.DER, PrivateFormat.PKCS8, NoEncryption())
+
+    @property
     def is_asymmetric(self) -> bool:
         """Whether others can verify tokens without being able to sign any."""
         return not isinstance(self.current.key, bytes)
@@ -147,11 +161,6 @@ class SigningKeys:
         """The public keys as a JWK Set (RFC 7517, section 5); secrets are left out."""
         jwks = (key.to_jwk() for key in self._by_kid.values())
         return {"keys": [jwk for jwk in jwks if jwk is not None]}
-
-
-def _looks_made_up(secret: SecretStr) -> bool:
-    text = secret.get_secret_value()
-    return len(set(text)) < _MIN_DISTINCT_CHARACTERS or bool(_PLACEHOLDERS.search(text))
 
 
 def _secret_key(variable: str, secret: SecretStr) -> SigningKey:

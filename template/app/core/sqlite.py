@@ -4,20 +4,31 @@ import asyncio
 import sqlite3
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
 import aiosqlite
 from pydantic import AfterValidator, Field, SecretStr
-from sqlalchemy import AdaptedConnection, Connection, Index, Integer, event, text
+from sqlalchemy import (
+    AdaptedConnection,
+    ColumnElement,
+    Connection,
+    Index,
+    Integer,
+    event,
+    literal,
+    text,
+)
 from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from app.core.settings import Section, SettingError
+from app.core.types import UtcDateTime
 
 _DRIVERS = ("sqlite", "sqlite+aiosqlite")
 _EXPECTED = "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
@@ -29,13 +40,14 @@ _UNAVAILABLE_CODES = (
     sqlite3.SQLITE_IOERR,
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PROTOCOL,
 )
 
 SERIAL: Final = Integer()
 """The type of keys that the database counts up by itself; it does so for this one only."""
 
-PROBE: Final = text("SELECT count(*) FROM sqlite_schema")
-"""The cheapest statement that proves that the file can be read; `SELECT 1` does not touch it."""
+# The cheapest statement that proves that the file can be read; `SELECT 1` does not touch it.
+_PROBE: Final = text("SELECT count(*) FROM sqlite_schema")
 
 
 def _normalize(url: SecretStr) -> SecretStr:
@@ -86,7 +98,21 @@ def normalize_url(url: str) -> str:
         # Each connection of the pool would see a database of its own.
         message = "must name a file; a database in memory is not shared by connections"
         raise SettingError(message)
-    return parsed.set(drivername="sqlite+aiosqlite").render_as_string(hide_password=False)
+    # Common, and without a meaning for this driver, which has a thread for each connection.
+    if unknown := sorted(parsed.query.keys() - {"check_same_thread"}):
+        message = f"has options, which are not known here: {', '.join(unknown)}; use DB_* variables"
+        raise SettingError(message)
+    parsed = parsed.set(drivername="sqlite+aiosqlite", query={})
+    return parsed.render_as_string(hide_password=False)
+
+
+def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:
+    """The time that all processes agree on: they are on the machine that has the file.
+
+    Args:
+        after: What to add to it; less than nothing for a time in the past.
+    """
+    return literal(datetime.now(UTC) + after, UtcDateTime())
 
 
 def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
@@ -107,8 +133,12 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
         message = f"DATABASE_URL: the folder {folder} cannot be created ({error.strerror})"
         raise RuntimeError(message) from error
     options: dict[str, Any] = {
-        # None keeps the driver from opening transactions by itself; `_begin` does that.
-        "connect_args": {"isolation_level": None, "timeout": settings.DB_LOCK_TIMEOUT_SECONDS},
+        "connect_args": {
+            "async_creator_fn": _connect,
+            # None keeps the driver from opening transactions by itself; `_begin` does that.
+            "isolation_level": None,
+            "timeout": settings.DB_LOCK_TIMEOUT_SECONDS,
+        },
         "pool_size": settings.DB_POOL_SIZE,
         "max_overflow": settings.DB_MAX_OVERFLOW,
         "pool_timeout": settings.DB_POOL_TIMEOUT_SECONDS,
@@ -121,6 +151,19 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     event.listen(engine.sync_engine, "handle_error", _on_error)
     event.listen(engine.sync_engine, "reset", _reset)
     return engine
+
+
+async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    connection = aiosqlite.connect(*arguments, **options)
+    thread = connection._thread  # noqa: SLF001
+    # As SQLAlchemy has it.
+    thread.daemon = True
+    try:
+        return await connection
+    except sqlite3.Error:
+        # It is about to end, and tells the event loop, which a command may close right after this.
+        thread.join()
+        raise
 
 
 def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -152,6 +195,12 @@ def _reset(connection: DBAPIConnection, _: ConnectionPoolEntry, state: PoolReset
 
 
 def _on_error(context: ExceptionContext) -> None:
+    error, connection = context.original_exception, context.connection
+    code = getattr(error, "sqlite_errorcode", 0)
+    # In a transaction that we have made read-only it is a mistake of the code, otherwise the disk.
+    ours = connection is not None and connection.get_execution_options().get("read_only")
+    if code & 0xFF == sqlite3.SQLITE_READONLY and not ours:
+        raise OperationalError(context.statement, None, error, connection_invalidated=True)
     cancelled = isinstance(context.original_exception, asyncio.CancelledError)
     if cancelled and context.connection is not None:
         # A thread knows no cancellation: the statement would run on. And SQLite keeps a closed
@@ -172,10 +221,20 @@ def read_only(engine: AsyncEngine) -> AsyncEngine:
     return engine.execution_options(read_only=True)
 
 
+async def probe(engine: AsyncEngine, _: DatabaseSettings) -> None:
+    """Prove that the database can be read.
+
+    Raises:
+        Exception: it cannot.
+    """
+    async with read_only(engine).connect() as connection:
+        await connection.execute(_PROBE)
+
+
 def is_unavailable(error: BaseException) -> bool:
     """Whether the database could not do its work now, so that repeating it later may succeed.
 
-    That is: the file is locked for too long or cannot be opened, read or extended, or no
+    That is: the file is locked for too long or cannot be opened, read, written or extended, or no
     connection of the pool is free.
     """
     if isinstance(error, PoolTimeoutError):

@@ -52,13 +52,26 @@ class HealthService:
         self._timeout = settings.HEALTH_TIMEOUT_SECONDS
         self._cache_seconds = settings.HEALTH_CACHE_SECONDS
         self._checks = dict(checks)
-        self._optional = frozenset(settings.HEALTH_OPTIONAL_CHECKS)
+        self._optional = set(settings.HEALTH_OPTIONAL_CHECKS)
         self._draining = False
         self._closed = False
         self._outcomes: dict[str, _Outcome] = {}
         self._fresh_until = -1.0
         self._round: asyncio.Task[None] | None = None
         self._running: dict[str, asyncio.Task[object]] = {}
+
+    def add(self, name: str, check: Check, *, required: bool) -> None:
+        """Have one more resource checked.
+
+        Args:
+            name: Under which the result is shown.
+            check: How to find out.
+            required: Whether the service is of no use without it. What every replica shares and
+                can do without is not: its outage would take all of them out at once.
+        """
+        self._checks[name] = check
+        if not required:
+            self._optional.add(name)
 
     def start_draining(self) -> None:
         """Answer `unavailable` from now on: the process is about to end."""

@@ -18,7 +18,8 @@ from app.orders.service import OrderConfirmation
 _SWEEP_SECONDS = 60
 # By then the event's handler has had its turn, unless its process was killed.
 _LEFT_BEHIND = timedelta(seconds=60)
-_BATCH = 20
+# An order brings up to 100 lines, and reading them keeps others waiting.
+_BATCH = 10
 
 logger = structlog.get_logger(__name__)
 

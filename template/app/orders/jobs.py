@@ -17,9 +17,10 @@ from app.orders.service import OrderConfirmation
 
 # By then a worker has had its turn, unless there is no job.
 _LEFT_BEHIND = timedelta(minutes=5)
-_BATCH = 100
+# An order brings up to 100 lines, and reading them keeps others waiting.
+_BATCH = 10
 # What comes late to a service that had no jobs before needs some runs.
-_BATCHES = 50
+_BATCHES = 500
 
 
 @job(name="orders.confirm", payload=OrderPlaced, timeout_seconds=10)

@@ -4,12 +4,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
 from app.core.pagination import PageParams, Slice, fetch_slice
-from app.orders.models import Order, OrderStatus
+from app.orders.models import Order, OrderLine, OrderStatus
+
+_ROWS = (
+    select(func.count() + 1)
+    .where(OrderLine.order_id == Order.id)
+    .correlate(Order)
+    .scalar_subquery()
+)
 
 
 class OrderRepository:
@@ -26,8 +33,8 @@ class OrderRepository:
         return await self._session.scalar(self._mine.where(Order.id == order_id))
 
     async def list_newest(self, page: PageParams) -> Slice[Order]:
-        """Return a page of orders with their lines, newest first, in two queries."""
-        return await fetch_slice(self._session, self._mine, page)
+        """Return a page of orders with their lines, newest first, in three queries."""
+        return await fetch_slice(self._session, self._mine, page, rows=_ROWS)
 
     async def add(self, order: Order) -> None:
         """Insert a new order and its lines."""

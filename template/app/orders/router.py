@@ -14,7 +14,13 @@ from app.orders.models import Order
 from app.orders.schemas import OrderCreate, OrderRead
 from app.orders.service import order_etag
 
-router = APIRouter(prefix="/api/v1/orders", tags=["orders"], responses=responses(422, 429))
+router = APIRouter(
+    prefix="/api/v1/orders",
+    tags=["orders"],
+    responses=responses(422, 429),
+    # As many lines as an order may have, with every character of them escaped.
+    max_body_size=65_536,
+)
 
 OrderId = Annotated[UUID, Path(description="The order's `id`.")]
 

@@ -76,6 +76,7 @@ class Connection:
     async def serve(self, subprotocol: str | None = None) -> None:
         """Accept the connection and go on until it ends."""
         await self._websocket.accept(subprotocol)
+        self._server.on_frame(self._count)
         self._hub.enter(self, self._websocket)
         writing = asyncio.create_task(self._write())
         try:
@@ -172,22 +173,29 @@ class Connection:
         while True:
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
-                self._note_end(message.get("code", _NO_CODE))
+                self._note_end(message.get("code", _NO_CODE), has_said_so="reason" in message)
                 return
             if self._end is None:
                 await self._take(message.get("text"))
 
-    def _note_end(self, code: int) -> None:
-        # Such as a heartbeat that was missed, a breach of the protocol, a network that has gone.
-        if self._end is None and code not in _ORDERLY:
+    def _note_end(self, code: int, *, has_said_so: bool) -> None:
+        # Such as a breach of the protocol, or a heartbeat that was missed or a network that has
+        # gone, of which uvicorn tells without a reason, not even an empty one.
+        if self._end is None and not (has_said_so and code in _ORDERLY):
             logger.info("websocket_lost", code=int(code), principal=self.principal.id)
 
-    async def _take(self, text: str | None) -> None:
-        if not self._allowance.take(self._loop.time()):
+    def _count(self) -> None:
+        """Count a frame; whoever sends too many is closed."""
+        if self._end is None and not self._allowance.take(self._loop.time()):
             self._is_flood = True
             self.close(POLICY_VIOLATION, "too many messages")
             self._loop.call_later(_FLOOD_LINGER_SECONDS, self.abandon)
-        elif text is None:
+
+    async def _take(self, text: str | None) -> None:
+        self._count()
+        if self._end is not None:
+            return
+        if text is None:
             self.close(UNSUPPORTED_DATA, "only text frames are understood")
         elif len(text.encode()) > self._settings.REALTIME_MAX_FRAME_BYTES:
             self.close(MESSAGE_TOO_BIG, "the frame is too large")

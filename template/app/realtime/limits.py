@@ -31,8 +31,8 @@ class RealtimeSettings(Section):
         default=20,
         gt=0,
         le=100_000,
-        description="How many frames a client may send in the long run; those of five seconds may "
-        "come at once.",
+        description="How many frames a client may send in the long run, pings and parts of a "
+        "message included; those of five seconds may come at once.",
     )
     REALTIME_QUEUE_SIZE: int = Field(
         default=256,

@@ -1,6 +1,7 @@
 """What only the server can do with a WebSocket, and ASGI has no words for: done under uvicorn."""
 
 import signal
+from collections.abc import Callable
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any
@@ -20,6 +21,10 @@ _used_of_protocol = attrgetter(
     "conn.extensions",
     "conn.state.__class__.OPEN",
     "frames",
+    "handle_cont",
+    "handle_ping",
+    "handle_pong",
+    "pending_ping_payload",
     "resume_writing",
     "transport.get_write_buffer_size",
     "transport.is_closing",
@@ -118,6 +123,32 @@ class ServerSide:
         """
         if self._is_known:
             self._transport.pause_reading()
+
+    def on_frame(self, count: Callable[[], None]) -> None:
+        """Have `count` called for each of the client's frames that the application never sees.
+
+        Those are pings, pongs that nobody has asked for, and all but the first frame of a message.
+        """
+        if not self._is_known:
+            return
+        protocol = self._protocol
+        cont, ping, pong = protocol.handle_cont, protocol.handle_ping, protocol.handle_pong
+
+        def handle_cont(event: Any) -> None:
+            count()
+            cont(event)
+
+        def handle_ping() -> None:
+            count()
+            ping()
+
+        def handle_pong(event: Any) -> None:
+            if bytes(event.data) != protocol.pending_ping_payload:
+                count()
+            pong(event)
+
+        protocol.handle_cont, protocol.handle_ping = handle_cont, handle_ping
+        protocol.handle_pong = handle_pong
 
     @property
     def is_closing(self) -> bool:

@@ -6,6 +6,7 @@ from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from app.core.database import Database, ReadSessionDep, SessionDep
+from app.core.fair_limiter import subscriber_of
 from app.core.passwords import Passwords
 from app.users.service import CredentialService, UserService
 
@@ -24,7 +25,7 @@ async def get_credentials(connection: HTTPConnection) -> CredentialService:
     """The users' passwords, in transactions of their own."""
     database: Database = connection.state.database
     passwords: Passwords = connection.state.passwords
-    return CredentialService(database, passwords)
+    return CredentialService(database, passwords, subscriber_of(connection))
 
 
 UsersDep = Annotated[UserService, Depends(get_users)]

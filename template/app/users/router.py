@@ -15,10 +15,16 @@ from app.users.schemas import AccessUpdate, PasswordChange, UserRead, UserRegist
 from app.users.service import UserSettings
 
 _PREFIX = "/api/v1/users"
+# Two passwords, or one with a name and an address; each character may take twelve bytes.
+_MAX_BODY_SIZE = 16_384
 
-public_router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(422, 429))
+public_router = APIRouter(
+    prefix=_PREFIX, tags=["users"], responses=responses(422, 429), max_body_size=_MAX_BODY_SIZE
+)
 # Behind the guard.
-router = APIRouter(prefix=_PREFIX, tags=["users"], responses=responses(422, 429))
+router = APIRouter(
+    prefix=_PREFIX, tags=["users"], responses=responses(422, 429), max_body_size=_MAX_BODY_SIZE
+)
 
 UserId = Annotated[UUID, Path(description="The user's `id`.")]
 

@@ -141,11 +141,17 @@ class CredentialService:
     """What takes a password's hash, and so neither a connection nor a lock meanwhile.
 
     It opens its own transactions: hashing takes longer than all statements of a request together.
+
+    Args:
+        database: Where users are.
+        passwords: Hashes and verifies.
+        network: Where the request comes from; those that wait for a hash take turns by it.
     """
 
-    def __init__(self, database: Database, passwords: Passwords) -> None:
+    def __init__(self, database: Database, passwords: Passwords, network: str = "") -> None:
         self._database = database
         self._passwords = passwords
+        self._network = network
 
     async def register(self, request: UserRegister, role: Role = Role.USER) -> User:
         """Make an account.
@@ -154,9 +160,12 @@ class CredentialService:
             PasswordRefusedError: the password is easy to guess.
             EmailTakenError: there is an account with this address; found out as slowly as an
                 account is made.
+            OverloadedError: too many passwords are being hashed.
         """
         _check(request.password, "password", request.email, request.full_name)
-        password_hash = await self._passwords.hash(request.password.get_secret_value())
+        password_hash = await self._passwords.hash(
+            request.password.get_secret_value(), self._network
+        )
         async with self._database.transaction() as session:
             user = await UserService(session).add(
                 request.email, request.full_name, password_hash, role
@@ -171,6 +180,7 @@ class CredentialService:
             UserNotFoundError: there is none with this id, or not any more.
             PasswordRefusedError: the current password is wrong, or has just been changed, or the
                 new one is easy to guess.
+            OverloadedError: too many passwords are being hashed.
         """
         async with self._database.read_only() as session:
             user = await UserService(session).get(user_id)
@@ -178,12 +188,12 @@ class CredentialService:
         if change.new_password == change.current_password:
             raise _refused("new_password", "is the current password")
         verified = await self._passwords.verify(
-            change.current_password.get_secret_value(), user.password_hash
+            change.current_password.get_secret_value(), user.password_hash, self._network
         )
         if not verified.valid:
             logger.warning("users.password_change_refused", user_id=str(user_id))
             raise _refused("current_password", "is not the current password")
-        new_hash = await self._passwords.hash(change.new_password.get_secret_value())
+        new_hash = await self._passwords.hash(change.new_password.get_secret_value(), self._network)
         async with self._database.transaction() as session:
             replaced = await UserRepository(session).replace_password_hash(
                 user_id, expected=user.password_hash, new=new_hash, ends_access=True

@@ -5,12 +5,15 @@ from typing import Any
 
 import httpx2
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
 from app.auth import tokens
 from app.auth.models import RefreshToken
 from app.core.database import Database
+from tests.fixtures.application import Connect, MakeApp
 from tests.fixtures.authentication import PASSWORD, Account
 from tests.fixtures.authentication_log import leaks
 
@@ -97,3 +100,23 @@ def test_the_watch_over_the_suites_log_sees_the_rest(user: Account) -> None:
     assert leaks(user.email) == ["an e-mail address"]
     assert leaks(f"'{PASSWORD}'") == ["a password"]
     assert leaks(f"user {user.id} has logged in") == []
+
+
+async def test_an_account_has_the_same_name_in_all_processes(
+    make_app: MakeApp, connect: Connect
+) -> None:
+    pem = ed25519.Ed25519PrivateKey.generate().private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    )
+    names: list[str] = []
+    # As each process without a SECRET_KEY makes one up.
+    for made_up in "ab":
+        app = make_app(JWT_ALGORITHM="EdDSA", JWT_PRIVATE_KEY=pem.decode(), SECRET_KEY=made_up * 32)
+        async with connect(app) as client:
+            with capture_logs() as logged:
+                form = {"username": "nobody@people.example", "password": "wrong"}
+                await client.post(f"{AUTH}/token", data=form)
+        names += [e["account"] for e in logged if e["event"] == "auth.login_failed"]
+
+    assert len(names) == 2
+    assert names[0] == names[1]

@@ -10,10 +10,13 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 from sqlalchemy import update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.auth.models import RefreshToken
 from app.core.database import Database
+from app.core.events import record
 from app.core.redis import RedisClient, RedisUnavailableError
+from app.users.events import AccessChanged
 from app.users.models import User
 from devtools.valkey import ValkeyServer
 from tests.fixtures.application import CountQueries, MakeApp, open_client
@@ -98,7 +101,7 @@ async def test_what_is_remembered_is_no_more_than_a_route_may_need(
     with Redis.from_url(redis_url) as redis:
         stored = redis.get(next(iter(entries(redis_url))))
     assert isinstance(stored, bytes)
-    assert set(stored[64:].decode().split('"')[1::2]) >= {"role", "session_id", "expires_at"}
+    assert set(stored[64:-32].decode().split('"')[1::2]) >= {"role", "session_id", "expires_at"}
     for secret in (user.email, "argon2", user.tokens.access_token):
         assert secret.encode() not in stored
 
@@ -197,7 +200,7 @@ async def test_nothing_is_remembered_for_as_long_as_a_request_may_be_about_to_co
         assert await dying.logout_all(user) == 204
 
     with Redis.from_url(redis_url) as redis:
-        [key] = redis.scan_iter(f"*:auth:stamp:{user.id}")
+        [key] = redis.scan_iter(f"*:auth:changing:{user.id}")
         assert redis.pttl(key) > 600_000
 
 
@@ -223,7 +226,7 @@ async def test_an_entry_of_another_release_is_replaced(
     with Redis.from_url(redis_url) as redis:
         stored = redis.get(key)
         assert isinstance(stored, bytes)
-        redis.set(key, stored[:64] + b'{"role":"emperor"}')
+        redis.set(key, stored[:64] + b'{"role":"emperor"}' + bytes(32))
 
     assert await process.ask(user) == 200
 
@@ -279,6 +282,89 @@ async def test_sql_by_hand_is_seen_when_the_entry_ends(start: Start, database: D
         async with database.transaction() as session:
             await session.execute(update(User).where(User.id == user.id).values(is_active=False))
             await session.execute(update(RefreshToken).values(user_agent="touched"))
+
+        with anyio.fail_after(30):
+            while await process.ask(user) != 401:
+                await anyio.sleep(0.05)
+
+
+async def test_what_ended_while_nobody_reached_redis_has_ended_for_a_process_that_slept(
+    start: Start, private_redis: ValkeyServer
+) -> None:
+    """Its client reconnects by itself, and would find what it has cached before."""
+    settings = {"REDIS_URL": SecretStr(private_redis.start().url())}
+    async with start(**settings) as idle:
+        async with start(**settings) as dying:
+            user, kept = await Accounts(dying.state).add(), await Accounts(dying.state).add()
+            assert (await idle.ask(user), await idle.ask(kept)) == (200, 200)
+            with Redis.from_url(private_redis.server.url()) as admin:
+                admin.save()
+            private_redis.kill()
+            assert await dying.logout_all(user) == 204
+        # The process that knew of it is gone; what was cached is there again.
+        private_redis.start()
+        assert len(entries(private_redis.server.url())) == 2
+
+        assert (await idle.ask(user), await idle.ask(kept)) == (401, 200)
+        assert idle.redis.is_available
+
+
+async def test_the_end_of_one_change_is_not_the_end_of_another(
+    process: Process, user: Account, count_queries: CountQueries
+) -> None:
+    database, events = process.state["database"], process.state["events"]
+
+    async def begin() -> AccessChanged:
+        event = AccessChanged(user_id=user.id, reason="logged_out")
+        async with AsyncSession(database.engine) as session:
+            record(session, event)
+            await process.state["authenticator"]._before_change(event, session)
+        return event
+
+    first, second = await begin(), await begin()
+    for ended, queries_of_the_second_request in ((first, 2), (second, 1)):
+        await events.run_after_commit([ended])
+        await process.ask(user)
+        with count_queries() as queries:
+            assert await process.ask(user) == 200
+        assert queries.count == queries_of_the_second_request
+
+
+@pytest.mark.parametrize("forged", ["a role", "another's entry"])
+async def test_who_writes_to_redis_gives_nobody_a_role(
+    process: Process, user: Account, admin: Account, redis_url: str, forged: str
+) -> None:
+    async def list_users() -> int:
+        answer = await process.client.get("/api/v1/users", headers=user.headers)
+        return answer.status_code
+
+    assert await list_users() == 403
+    with Redis.from_url(redis_url) as redis:
+        [key] = entries(redis_url)
+        stored = redis.get(key)
+        assert isinstance(stored, bytes)
+        if forged == "a role":
+            redis.set(key, stored.replace(b'"user"', b'"admin"'))
+        else:
+            await process.client.get("/api/v1/users", headers=admin.headers)
+            [other] = entries(redis_url).keys() - {key}
+            taken = redis.get(other)
+            assert isinstance(taken, bytes)
+            redis.set(key, stored[:64] + taken[64:])
+
+    assert await list_users() == 403
+
+
+async def test_an_entry_that_somebody_keeps_alive_ends_nevertheless(
+    start: Start, redis_url: str, database: Database
+) -> None:
+    async with start(AUTH_CACHE_TTL_SECONDS=0.3) as process:
+        user = await Accounts(process.state).add()
+        assert await process.ask(user) == 200
+        with Redis.from_url(redis_url) as redis:
+            assert redis.persist(next(iter(entries(redis_url))))
+        async with database.transaction() as session:
+            await session.execute(update(User).where(User.id == user.id).values(is_active=False))
 
         with anyio.fail_after(30):
             while await process.ask(user) != 401:

@@ -107,7 +107,7 @@ async def test_a_login_of_nobody_computes_a_hash(
     verified: list[str | None] = []
     verify = lifespan_state["passwords"].verify
 
-    async def note(password: str, password_hash: str | None) -> Any:
+    async def note(password: str, password_hash: str | None, _: str) -> Any:
         verified.append(password_hash)
         return await verify(password, password_hash)
 
@@ -172,7 +172,7 @@ async def test_a_hash_that_is_replaced_again_and_again_is_not_waited_for(
     passwords: Passwords = lifespan_state["passwords"]
     verify = passwords.verify
 
-    async def replace_meanwhile(password: str, password_hash: str | None) -> Verified:
+    async def replace_meanwhile(password: str, password_hash: str | None, _: str) -> Verified:
         another = await passwords.hash(PASSWORD)
         async with database.transaction() as session:
             await session.execute(update(User).values(password_hash=another))
@@ -210,7 +210,7 @@ async def test_a_password_that_changes_while_it_is_verified_begins_no_session(
 ) -> None:
     verify = lifespan_state["passwords"].verify
 
-    async def change_meanwhile(password: str, password_hash: str | None) -> Any:
+    async def change_meanwhile(password: str, password_hash: str | None, _: str) -> Any:
         async with database.transaction() as session:
             await session.execute(update(User).values(password_hash="another"))
         return await verify(password, password_hash)

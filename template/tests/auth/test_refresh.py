@@ -1,8 +1,9 @@
 """Refresh tokens: good once, with a grace for one client, and an alarm when they come back."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Any
 
 import httpx2
@@ -338,3 +339,51 @@ async def test_expired_tokens_are_purged(
     assert await rows() == []
     async with database.read_only() as session:
         assert len((await session.scalars(select(RefreshToken))).all()) == 1
+
+
+class Ahead(datetime):
+    """The clock of a process on another machine, which is five minutes ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> "Ahead":
+        return cls.fromtimestamp(datetime.now(tz).timestamp() + 300, tz)
+
+
+@contextmanager
+def another_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("authenticator", "handlers", "repository", "service"):
+            patch.setattr(f"app.auth.{name}.datetime", Ahead, raising=False)
+        yield
+
+
+@pytest.mark.parametrize("order", [(nullcontext, another_process), (another_process, nullcontext)])
+async def test_processes_whose_clocks_differ_agree_on_the_grace(
+    user: Account,
+    refresh: Refresh,
+    alter: Alter,
+    order: tuple[Callable[[], AbstractContextManager[None]], ...],
+) -> None:
+    first, second = order
+    with first():
+        child = (await refresh(user.tokens.refresh_token)).json()["refresh_token"]
+    with second():
+        again = await refresh(user.tokens.refresh_token)
+        assert (again.status_code, again.json().get("refresh_token")) == (200, child)
+    await alter(user.tokens.refresh_token, used_at=ago(11))
+    with first():
+        assert (await refresh(user.tokens.refresh_token)).status_code == 401
+
+
+async def test_processes_whose_clocks_differ_agree_on_the_end_of_a_session(
+    anonymous_client: httpx2.AsyncClient, user: Account, refresh: Refresh, alter: Alter
+) -> None:
+    with another_process():
+        child = (await refresh(user.tokens.refresh_token)).json()
+        await alter(child["refresh_token"], expires_at=ago(-60))
+        listed = await anonymous_client.get(
+            "/api/v1/auth/sessions", headers=bearer(child["access_token"])
+        )
+        assert listed.status_code == 200
+        assert len(listed.json()["items"]) == 1
+        assert (await refresh(child["refresh_token"])).status_code == 200

@@ -1,20 +1,23 @@
 """Guessing passwords: limited for each account and each address, and the limits outlive errors."""
 
+import asyncio
+import threading
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from typing import Any
 
 import anyio
 import httpx2
 import pytest
-from pydantic import SecretStr
 
 from app.auth.exceptions import LoginThrottledError
 from app.auth.throttle import LoginThrottle, ThrottleSettings
 from app.core.errors import ServiceUnavailableError
-from app.core.passwords import Passwords
+from app.core.passwords import Passwords, Verified
 from app.core.rate_limit import MemoryRateLimiter
 from app.users.repository import UserRepository
-from tests.fixtures.authentication import PASSWORD, Account
+from tests.fixtures.application import MakeApp
+from tests.fixtures.authentication import PASSWORD, Account, Accounts
 
 LogIn = Callable[[str, str], Awaitable[httpx2.Response]]
 
@@ -34,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def throttle(clock: Clock) -> LoginThrottle:
-    return LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), SecretStr("secret"))
+    return LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), b"secret")
 
 
 async def fail(throttle: LoginThrottle, times: int, account: str, address: str) -> None:
@@ -127,9 +130,7 @@ async def test_a_success_does_not_forgive_guessing_from_elsewhere(throttle: Logi
 async def test_an_account_has_one_name_in_the_log_and_only_with_the_secret(
     throttle: LoginThrottle, clock: Clock
 ) -> None:
-    other_service = LoginThrottle(
-        MemoryRateLimiter(clock=clock), ThrottleSettings(), SecretStr("another")
-    )
+    other_service = LoginThrottle(MemoryRateLimiter(clock=clock), ThrottleSettings(), b"another")
     names = [
         (await throttle.admit("ada@people.example", "here")).account,
         (await throttle.admit("ada@people.example", "there")).account,
@@ -235,3 +236,67 @@ def _login_of(client: httpx2.AsyncClient) -> LogIn:
         return await client.post("/api/v1/auth/token", data=form)
 
     return log_in
+
+
+async def test_one_connection_with_many_networks_does_not_lock_the_owner_out(
+    throttle: LoginThrottle,
+) -> None:
+    for number in range(200):
+        address = f"2001:db8:1:{number:x}::/64"
+        with suppress(LoginThrottledError):
+            await throttle.admit("ada", address, "2001:db8:1::/48")
+
+    await throttle.admit("ada", "here", "here")
+
+
+async def test_guesses_from_many_networks_do_not_hold_up_whoever_comes_alone(
+    make_app: MakeApp,
+) -> None:
+    """As many as may wait are waiting; the owner is served among the first."""
+    app = make_app(PASSWORD_HASH_CONCURRENCY=1, PASSWORD_HASH_QUEUE_SIZE=6)
+    async with app.router.lifespan_context(app) as opened, AsyncExitStack() as stack:
+        state = dict(opened or {})
+        owner = await Accounts(state).add()
+        released, order = threading.Event(), []
+        verify: Callable[[str, str | None], Verified] = state["passwords"]._verify
+
+        def slow(password: str, password_hash: str | None) -> Verified:
+            released.wait(30)
+            order.append(password)
+            return verify(password, password_hash)
+
+        state["passwords"]._verify = slow
+
+        async def with_state(scope: Any, receive: Any, send: Any) -> None:
+            await app({**scope, "state": dict(state)}, receive, send)
+
+        async def log_in(host: str, password: str) -> httpx2.Response:
+            transport = httpx2.ASGITransport(app=with_state, client=(host, 1))
+            client = httpx2.AsyncClient(transport=transport, base_url="http://testserver")
+            await stack.enter_async_context(client)
+            form = {"username": owner.email, "password": password}
+            return await client.post("/api/v1/auth/token", data=form)
+
+        async def waiting(count: int) -> None:
+            with anyio.fail_after(30):
+                queue = state["passwords"]._turns._waiting
+                while sum(map(len, queue.values())) < count:
+                    await anyio.sleep(0.01)
+
+        guesses = [asyncio.create_task(log_in("192.0.2.1", f"guess {n}")) for n in range(4)]
+        guesses += [asyncio.create_task(log_in("192.0.2.2", f"guess {n}")) for n in range(3)]
+        try:
+            await waiting(6)
+            login = asyncio.create_task(log_in("192.0.2.3", PASSWORD))
+            refused, _ = await asyncio.wait(
+                guesses, return_when=asyncio.FIRST_COMPLETED, timeout=10
+            )
+        finally:
+            released.set()
+        answer = await login
+        await asyncio.wait(guesses)
+
+    assert [guess.result().status_code for guess in refused] == [503]
+    assert int(refused.pop().result().headers["Retry-After"]) >= 1
+    assert answer.status_code == 200
+    assert order.index(PASSWORD) <= 3

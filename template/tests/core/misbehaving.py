@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 
 import anyio
+import anyio.lowlevel
 import structlog
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 
 from app import main
@@ -38,6 +39,25 @@ async def cut() -> StreamingResponse:
         raise OSError(message)
 
     return StreamingResponse(chunks())
+
+
+@router.get("/endless")
+async def send_for_ever() -> StreamingResponse:
+    """Send pieces without an end."""
+
+    async def chunks() -> AsyncIterator[bytes]:
+        while True:
+            yield bytes(50_000)
+            # Once the client is gone, sending waits for nothing.
+            await anyio.lowlevel.checkpoint()
+
+    return StreamingResponse(chunks())
+
+
+@router.get("/large")
+async def send_much() -> Response:
+    """Send at once more than the system buffers of a connection."""
+    return Response(bytes(10_000_000))
 
 
 @router.post("/upload")

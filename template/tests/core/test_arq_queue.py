@@ -1,6 +1,8 @@
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime, tzinfo
 from typing import cast
 
 import anyio
@@ -72,7 +74,7 @@ async def test_a_ticket_that_expired_in_a_long_queue_can_be_sent_again(
     queue: ArqQueue, redis_client: RedisClient
 ) -> None:
     await queue.push(TICKET)
-    keys = await redis_client.raw.keys(f"{job_key_prefix}*")
+    keys = await redis_client.raw.keys(f"{NAME}:{job_key_prefix}*")
     assert len(keys) == 1
     # What its time to live does after some minutes.
     await redis_client.raw.delete(*keys)
@@ -94,4 +96,23 @@ async def test_nothing_is_kept_in_redis_when_all_is_done(
     async with serving(queue, clerk):
         await eventually(clerk.seen, lambda found: len(found) == 5)
 
-    assert await redis_client.raw.keys("*") == []
+    # The generation is of what is cached.
+    kept = {redis_client.generation_key.encode()}
+    assert set(await redis_client.raw.keys("*")) <= kept
+
+
+async def test_a_ticket_is_used_at_once_whatever_the_clock_of_its_relay(
+    queue: ArqQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Ahead":
+            return cls.fromtimestamp(datetime.now(tz).timestamp() + 300, tz)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.core.arq_queue.datetime", Ahead, raising=False)
+        patch.setattr("arq.connections.timestamp_ms", lambda: round(time.time() * 1000) + 300_000)
+        await queue.push(TICKET)
+    clerk = Clerk()
+    async with serving(queue, clerk):
+        await eventually(clerk.seen, lambda found: found == [TICKET], 20)

@@ -16,7 +16,7 @@ from app.core.background import BackgroundRunner
 from app.core.cache import Cache, CacheInvalidated, CacheSettings, CacheSpace
 from app.core.database import Database
 from app.core.events import EventBus, record
-from app.core.redis import RedisClient, RedisSettings, open_redis
+from app.core.redis import RedisClient, RedisSettings, RedisUnavailableError, open_redis
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
 
@@ -156,7 +156,8 @@ async def test_those_who_wait_for_their_own_process_need_redis_no_more(
     async with open_cache(private_redis.start().url(), connections=1) as cache:
         readers = [asyncio.create_task(get(cache, source)) for _ in range(30)]
         with anyio.fail_after(20):
-            while await count_gets(cache) < len(readers):
+            # Each asks for the generation and for the entry.
+            while await count_gets(cache) < 2 * len(readers):
                 await anyio.sleep(0.01)
         private_redis.kill()
         loaded.set()
@@ -304,12 +305,9 @@ async def test_a_removal_that_redis_refuses_is_made_up_for(
             assert await get(cache, Source(1)) == 1
             admin.acl_setuser("ada", commands=["-unlink"])
             await cache.forget(KEY)
-            # The entry is still there, and the server gives it to whoever asks.
+            # The entry is still there, and of a generation that does not count any more.
             assert await get(cache, Source(2)) == 2
-            assert await get(cache, Source(3)) == 3
-            admin.acl_setuser("ada", commands=["+unlink"])
-            assert await get(cache, Source(4)) == 4
-            assert await get(cache, Source(5)) == 4
+            assert await get(cache, Source(3)) == 2
 
 
 async def test_a_removal_that_is_cancelled_is_made_up_for(
@@ -326,28 +324,59 @@ async def test_a_removal_that_is_cancelled_is_made_up_for(
         private_redis.kill()
         private_redis.start()
         private_redis.resume()
-        assert KEY in cache._unforgotten
         assert await get(cache, Source(2)) == 2
-        assert cache._unforgotten == {}
 
 
 async def test_a_change_while_earlier_ones_are_made_up_for_is_not_lost(
     cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unlink = cache._redis.raw.unlink
-    removed: list[str] = []
+    async def refuse(_: Any) -> None:
+        raise RedisUnavailableError
 
-    async def change_meanwhile(*keys: str) -> None:
-        await unlink(*keys)
-        if not removed:
-            cache._note(KEY)
-        removed.extend(keys)
+    async def change_meanwhile(*arguments: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        await set_value(*arguments, **options)
+        # Between the renewal and the end of the call: another removal fails.
+        cache._redis._not_removed += 1
 
-    monkeypatch.setattr(cache._redis.raw, "unlink", change_meanwhile)
-    cache._note(KEY)
-    await cache._forget_late(cache._redis.raw)
-    assert removed == [KEY, KEY]
-    assert cache._unforgotten == {}
+    set_value = cache._redis.raw.set
+    assert await get(cache, Source(1)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(cache._redis, "call", refuse)
+        await cache.forget(KEY)
+    monkeypatch.setattr(cache._redis.raw, "set", change_meanwhile)
+    assert await get(cache, Source(2)) == 2
+    assert await get(cache, Source(3)) == 3
+    assert await get(cache, Source(4)) == 3
+
+
+async def test_further_connections_and_processes_are_no_outage(open_cache: OpenCache) -> None:
+    async with open_cache() as cache, open_cache() as newcomer:
+        assert await get(cache, Source(1)) == 1
+        for it in (cache, newcomer):
+            found = await asyncio.gather(*(get(it, Source(2)) for _ in range(10)))
+            assert set(found) == {1}
+
+
+@pytest.mark.usefixtures("patience")
+async def test_what_nobody_could_remove_does_not_count_for_a_process_that_slept(
+    open_cache: OpenCache, private_redis: ValkeyServer
+) -> None:
+    url = private_redis.start().url()
+    async with open_cache(url) as idle:
+        async with open_cache(url) as dying:
+            assert await get(idle, Source(1)) == 1
+            with Redis.from_url(url) as admin:
+                admin.save()
+            private_redis.kill()
+            await dying.forget(KEY)
+        private_redis.start()
+        # All at once: some of them on connections that there were not before.
+        source = Source(3)
+        found = await asyncio.gather(*(get(idle, source) for _ in range(10)))
+
+    assert set(found) == {3}
+    assert source.loads == 1
 
 
 async def test_a_commit_is_read_by_whoever_asks_after_it(

@@ -289,3 +289,23 @@ def test_the_schema_documents_every_error_as_a_problem(service: FastAPI) -> None
 def test_an_error_is_documented_under_one_name_on_every_version_of_python() -> None:
     assert responses(413)[413]["description"] == "Content Too Large"
     assert responses(422)[422]["description"] == "Unprocessable Content"
+
+
+async def test_a_wrong_method_is_told_those_of_every_route_under_the_path() -> None:
+    """The contract fuzz cannot check it: it compares with one path of the description."""
+    own = APIRouter()
+
+    @own.get("/books/statistics")
+    async def count() -> int:
+        return 1
+
+    @own.delete("/books/{book_id}")
+    async def remove(book_id: str) -> str:
+        return book_id
+
+    async with client_of(build_app(own)) as client:
+        response = await client.post("/books/statistics")
+        removed = await client.delete("/books/statistics")
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) - {"HEAD"} == {"DELETE", "GET"}
+    assert removed.json() == "statistics"

@@ -35,6 +35,7 @@ def test_a_process_that_beats_has_no_problem(file: Path, ready: bool) -> None:
     ("change", "problem", "is_alive"),
     [
         ({"alive_at": time.time() - 60}, "has been stuck for", False),
+        ({"stuck": 1}, "has 1 jobs that do not end", False),
         ({"draining": True}, "is about to end", True),
         ({"working_at": time.time() - 60}, "does not reach its queue", True),
         ({"working_at": 0.0}, "does not reach its queue", True),

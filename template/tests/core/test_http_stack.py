@@ -123,7 +123,15 @@ async def test_without_origins_there_is_no_cors() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["api.example.com", "API.example.com:8000", "eu.shop.example.com", "[::1]:80"]
+    "host",
+    [
+        "api.example.com",
+        "API.example.com:8000",
+        # The port may be empty (RFC 3986, section 3.2.3).
+        "api.example.com:",
+        "eu.shop.example.com",
+        "[::1]:80",
+    ],
 )
 async def test_a_trusted_host_is_served(host: str) -> None:
     app = build_app(router, TRUSTED_HOSTS=["api.example.com", "*.shop.example.com", "[::1]"])
@@ -334,6 +342,26 @@ def test_usual_settings_are_accepted() -> None:
     assert settings.TRUSTED_HOSTS == ["api.example.com", "*.example.com", "[::1]"]
     assert settings.TRUSTED_PROXIES == ["10.0.0.0/8", "192.0.2.1", "fd00::/8"]
     assert list(settings.production_problems()) == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ALLOWED_ORIGINS", ["https://a.example", "http://b.example"]),
+        ("ALLOWED_ORIGINS", ["http://localhost.example"]),
+        ("TRUSTED_PROXIES", ["10.0.0.1", "0.0.0.0/0"]),
+        ("TRUSTED_PROXIES", ["0.0.0.0/1", "128.0.0.0/1"]),
+        ("TRUSTED_PROXIES", ["::/0"]),
+    ],
+)
+def test_production_refuses_what_means_everybody(variable: str, value: list[str]) -> None:
+    [problem] = HttpSettings(**{variable: value}).production_problems()
+    assert problem.startswith(f"{variable}: ")
+
+
+def test_production_takes_private_networks_of_proxies() -> None:
+    settings = HttpSettings(TRUSTED_PROXIES=["10.0.0.0/8", "fc00::/7", "192.0.2.1"])
+    assert not list(settings.production_problems())
 
 
 def test_production_refuses_every_origin() -> None:

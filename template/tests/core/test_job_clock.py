@@ -1,5 +1,6 @@
+import asyncio
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import anyio
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from app.core.database import Database
 from app.core.job_clock import JobClock
 from app.core.jobs import JobContext, PeriodicJob, Tick, periodic
-from tests.fixtures.jobs import Jobs
+from tests.fixtures.jobs import Jobs, eventually
 
 
 def every(*, minutes: Iterable[int], hours: Iterable[int] | None = None) -> PeriodicJob:
@@ -88,3 +89,21 @@ async def test_a_restart_at_the_very_minute_misses_nothing(jobs: Jobs, database:
     await JobClock([every(minutes=range(60))], database).look(started + timedelta(seconds=1))
 
     assert len(await jobs.rows()) == 1
+
+
+async def test_a_worker_whose_clock_is_ahead_does_nothing_before_its_time(
+    jobs: Jobs, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Ahead":
+            return cls.fromtimestamp(datetime.now(tz).timestamp() + 300, tz)
+
+    monkeypatch.setattr("app.core.job_clock.datetime", Ahead)
+    running = asyncio.create_task(JobClock([every(minutes=range(60))], database).run())
+    rows = await eventually(jobs.rows, bool)
+    running.cancel()
+    await asyncio.wait([running])
+
+    for row in rows:
+        assert Tick.model_validate(row.payload).scheduled_for <= datetime.now(UTC)

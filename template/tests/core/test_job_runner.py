@@ -120,7 +120,6 @@ async def test_a_payload_of_another_release_waits_for_its_workers_then_is_a_dead
             name=definitions.note.name,
             payload=payload,
             context={},
-            due_at=datetime.now(UTC),
         )
     await jobs.enqueue(definitions.note, Note(file=tmp_path / "notes"))
     for _ in range(QUICKLY.max_tries + 1):

@@ -217,3 +217,18 @@ def test_the_level_may_be_written_in_any_case() -> None:
 def test_an_unknown_level_is_refused_with_the_choices(level: Any) -> None:
     with pytest.raises(ValidationError, match="'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"):
         LoggingSettings.model_validate({"LOG_LEVEL": level})
+
+
+@pytest.mark.parametrize("environment", [Environment.PRODUCTION, Environment.DEVELOPMENT])
+def test_what_somebody_has_sent_cannot_make_a_line_of_megabytes(
+    capsys: pytest.CaptureFixture[str], environment: Environment
+) -> None:
+    configure(environment).warning("refused", error=f"first {'x' * 5_000_000} last")
+    try:
+        raise ValueError("x" * 5_000_000)
+    except ValueError:
+        configure().exception("failed")
+    lines = capsys.readouterr().out
+    assert len(lines) < 100_000
+    assert "first xxx" in lines
+    assert "xxx last" in lines

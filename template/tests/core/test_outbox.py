@@ -1,6 +1,7 @@
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime, timedelta, tzinfo
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sqlalchemy import update
 
 from app.core import outbox
 from app.core.database import Database
+from app.core.job_rollout import refuse_unknown
 from app.core.outbox import OutboxJob, SupersededError, Ticket
 from tests.fixtures.jobs import Jobs
 from tests.jobs.definitions import Note, note
@@ -190,3 +192,55 @@ async def test_only_what_was_done_long_ago_is_purged(
         assert await outbox.purge(session, timedelta(days=7)) == 1
 
     assert [row.id for row in await jobs.rows()] == [new, unfinished]
+
+
+@contextmanager
+def another_process(ahead: timedelta) -> Iterator[None]:
+    """What is done on another machine, whose clock differs."""
+
+    class Elsewhere(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Elsewhere":
+            return cls.fromtimestamp((datetime.now(tz) + ahead).timestamp(), tz)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("arq_queue", "dead_letters", "job_rollout", "jobs", "outbox"):
+            patch.setattr(f"app.core.{name}.datetime", Elsewhere, raising=False)
+        yield
+
+
+@pytest.mark.parametrize("minutes", [5, -5])
+async def test_processes_whose_clocks_differ_agree_on_what_is_due(
+    jobs: Jobs, database: Database, payload: Note, minutes: int
+) -> None:
+    def elsewhere() -> AbstractContextManager[None]:
+        return another_process(timedelta(minutes=minutes))
+
+    with elsewhere():
+        await jobs.enqueue(note, payload)
+        await jobs.enqueue(note, payload, delay=LEASE)
+    [ticket] = await take(database)
+    with elsewhere():
+        assert await take(database) == []
+        async with database.transaction() as session:
+            # It has another name there, in another release.
+            await refuse_unknown(session, [], timedelta(hours=1))
+            await refuse_unknown(session, [], timedelta(0))
+            assert await outbox.begin_try(session, ticket, LEASE)
+    assert await take(database) == []
+    with elsewhere():
+        async with database.transaction() as session:
+            await outbox.keep(session, [Ticket(ticket.id, 1)], LEASE)
+    assert await take(database) == []
+    with elsewhere():
+        async with database.transaction() as session:
+            await outbox.give_back(session, Ticket(ticket.id, 1))
+    assert await take(database) == [ticket]
+    with elsewhere():
+        async with database.transaction() as session:
+            await outbox.finish(session, ticket)
+    async with database.transaction() as session:
+        assert await outbox.purge(session, LEASE) == 0
+    with elsewhere():
+        async with database.transaction() as session:
+            assert await outbox.purge(session, LEASE) == 0

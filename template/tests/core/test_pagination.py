@@ -12,7 +12,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
 from app.core.database import Database, ReadSessionDep
-from app.core.pagination import Page, PageParamsDep, fetch_slice
+from app.core.pagination import Page, PageParams, PageParamsDep, fetch_slice
 from app.core.schemas import ApiModel
 from tests.fixtures.application import ServeRouter
 
@@ -164,3 +164,20 @@ async def test_a_cursor_of_another_list_is_refused(
 
 def test_a_page_has_a_name_fit_for_generated_clients() -> None:
     assert Page[NoteRead].__name__ == "NoteReadPage"
+
+
+async def test_a_page_ends_before_it_is_made_of_too_many_rows(
+    client: httpx2.AsyncClient, database: Database
+) -> None:
+    await add_notes(database, 400, 300, 500, 200, 5000)
+    pages: list[list[int]] = []
+    after: UUID | None = None
+    for _ in range(3):
+        async with database.read_only() as session:
+            page = PageParams(limit=100, after=after, list_tag=b"list")
+            notes = await fetch_slice(session, select(Note), page, rows=Note.number + 0)
+        pages.append([note.number for note in notes.items])
+        after = notes.items[-1].id
+    # The first one is too many by itself, and the next three are just as many as there may be.
+    assert pages == [[5000], [200, 500, 300], [400]]
+    assert notes.next_cursor is None

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from pwdlib import PasswordHash
 
-from app.core.passwords import Passwords, PasswordSettings, weakness
+from app.core.passwords import MIN_PASSWORD_LENGTH, Passwords, PasswordSettings, _common, weakness
 
 CHEAP: dict[str, Any] = {
     "PASSWORD_HASH_MEMORY_KIB": 8,
@@ -199,3 +199,41 @@ def test_the_check_of_a_long_password_does_not_stall_the_process(password: str) 
     start = time.process_time()
     weakness(password)
     assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize(
+    ("memory", "iterations", "accepted"),
+    [
+        (65_536, 3, True),
+        (47_104, 1, True),
+        (7_168, 5, True),
+        (7_168, 50, True),
+        (8, 1, False),
+        (19_456, 1, False),
+        (4_096, 100, False),
+    ],
+)
+def test_production_refuses_hashes_that_are_cheap_to_try(
+    memory: int, iterations: int, accepted: bool
+) -> None:
+    settings = PasswordSettings(
+        PASSWORD_HASH_MEMORY_KIB=memory, PASSWORD_HASH_ITERATIONS=iterations
+    )
+    assert (not list(settings.production_problems())) is accepted
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["michaeljordan", "letmeinplease", "MichaelJordan23", "M1chaelJ0rdan", "iloveyouforever"],
+)
+def test_two_common_words_that_nothing_parts_are_refused(password: str) -> None:
+    assert "easy to guess" in (weakness(password) or "")
+
+
+def test_each_common_password_that_is_long_enough_is_refused_however_it_is_typed() -> None:
+    long = [word for word in _common() if len(word) >= MIN_PASSWORD_LENGTH]
+    assert len(_common()) > 2800
+    assert len(long) > 190
+    for word in long:
+        assert weakness(word), word
+        assert weakness(word.upper()), word

@@ -21,8 +21,8 @@ from app.core.postgresql import (
     create_engine,
     is_lock_timeout,
     is_unavailable,
-    normalize_url,
 )
+from app.core.postgresql_url import normalize_url
 from app.core.settings import AppSettings, SettingError
 from devtools.postgresql import PostgresServer
 

@@ -173,3 +173,31 @@ def test_a_limit_that_lets_nothing_through_is_refused_where_it_is_written(
 ) -> None:
     with pytest.raises(ValueError, match="at least one"):
         rate_limit(requests, window)
+
+
+@pytest.mark.parametrize("used", [2, 3, 4])
+async def test_a_flood_of_keys_does_not_set_free_who_is_refused_or_close_to_it(
+    clock: Clock, used: int
+) -> None:
+    limiter = MemoryRateLimiter(max_keys=100, clock=clock)
+    limit = RateLimit(3, 60)
+    for _ in range(used):
+        await limiter.hit("guessing", limit)
+    for number in range(1000):
+        await limiter.hit(f"flood {number}", limit)
+    left = [(await limiter.hit("guessing", limit)).allowed for _ in range(2)]
+    assert left == [used < 3, False]
+
+
+async def test_many_who_are_refused_leave_room_for_others(clock: Clock) -> None:
+    limiter = MemoryRateLimiter(max_keys=100, clock=clock)
+    limit = RateLimit(2, 60)
+    for number in range(1000):
+        for _ in range(3):
+            await limiter.hit(f"flood {number}", limit)
+    assert len(limiter) == 100
+    # Two newcomers do not take the place of each other.
+    for _ in range(2):
+        assert (await limiter.hit("one", RateLimit(10, 60))).allowed
+        assert (await limiter.hit("other", RateLimit(10, 60))).allowed
+    assert (await limiter.hit("one", RateLimit(10, 60))).remaining == 7

@@ -252,43 +252,62 @@ async def test_an_outage_of_redis_costs_no_answer_and_little_time(
         serve(env=env, app=APP) as server,
         httpx2.AsyncClient(base_url=server.url, timeout=30) as client,
     ):
-        await _serves(client, ready=False)
+        await _serves(client, redis="failed")
         private_redis.start()
         await _recovers(server, outages=1)
-        await _serves(client, ready=True)
+        await _serves(client, redis="ok")
         # Worse than a dead server: one that takes connections and never answers.
         private_redis.pause()
-        await _serves(client, ready=False)
+        await _serves(client, redis="failed")
         private_redis.resume()
         await _recovers(server, outages=2)
-        await _serves(client, ready=True)
+        await _serves(client, redis="ok")
         private_redis.kill()
-        await _serves(client, ready=False)
+        await _serves(client, redis="failed")
     assert server.logs().count("rate_limits_not_shared") == 3
 
 
-async def test_readiness_can_do_without_redis(
-    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer
+@pytest.mark.parametrize("required", [False, True])
+async def test_readiness_fails_with_redis_only_where_it_is_required(
+    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer, required: bool
 ) -> None:
     url = private_redis.start().url()
-    app = make_app(REDIS_URL=url, HEALTH_OPTIONAL_CHECKS=["redis"], HEALTH_CACHE_SECONDS=0)
+    settings = {"REDIS_REQUIRED": True} if required else {}
+    app = make_app(REDIS_URL=url, HEALTH_CACHE_SECONDS=0, **settings)
     async with connect(app) as client:
+        assert (await client.get("/health/ready")).json()["checks"]["redis"] == "ok"
         private_redis.kill()
         answer = await client.get("/health/ready")
-    assert answer.status_code == 200
-    assert answer.json()["status"] == "ready"
+    assert answer.status_code == (503 if required else 200)
+    assert answer.json()["status"] == ("unavailable" if required else "ready")
     assert answer.json()["checks"]["redis"] == "failed"
 
 
-async def _serves(client: httpx2.AsyncClient, *, ready: bool) -> None:
+async def test_a_redis_that_hangs_holds_up_one_probe_and_not_each(
+    make_app: MakeApp, connect: Connect, private_redis: ValkeyServer
+) -> None:
+    url = private_redis.start().url()
+    app = make_app(REDIS_URL=url, HEALTH_CACHE_SECONDS=0, REDIS_TIMEOUT_SECONDS=0.3)
+    async with connect(app) as client:
+        private_redis.pause()
+        begun = time.monotonic()
+        for _ in range(20):
+            answer = await client.get("/health/ready")
+            assert answer.json()["checks"]["redis"] == "failed"
+        # If each had to find out, it would be six seconds.
+        assert time.monotonic() - begun < 4
+        private_redis.resume()
+
+
+async def _serves(client: httpx2.AsyncClient, *, redis: str) -> None:
     start = time.monotonic()
     for _ in range(50):
         assert (await client.get(PATH)).status_code == 200
     # If not only the first one had to find out, it would be half a second for each.
     assert time.monotonic() - start < 15
     readiness = await client.get("/health/ready")
-    assert readiness.status_code == (200 if ready else 503)
-    assert readiness.json()["checks"]["redis"] == ("ok" if ready else "failed")
+    assert readiness.status_code == 200
+    assert readiness.json()["checks"]["redis"] == redis
 
 
 async def _recovers(server: ServedProcess, outages: int) -> None:

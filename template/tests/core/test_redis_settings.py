@@ -89,7 +89,9 @@ def test_a_wrong_url_stops_the_start_and_is_not_shown(url: str) -> None:
     assert "hunter2" not in problem["msg"]
 
 
-@pytest.mark.parametrize("url", ["redis://:password@host/0", "redis://:foobared@host/0"])
+@pytest.mark.parametrize(
+    "url", ["rediss://:password@host/0", "redis://:foobared@localhost", "rediss://:Redis123@host"]
+)
 def test_production_refuses_a_well_known_password(url: str) -> None:
     [problem] = RedisSettings(REDIS_URL=SecretStr(url)).production_problems()
     assert "well-known" in problem
@@ -100,9 +102,39 @@ def test_production_refuses_to_guess_where_redis_is() -> None:
     assert problem == "REDIS_URL: must be set in production"
 
 
-@pytest.mark.parametrize("url", ["redis://host", "rediss://:long-and-random@host"])
-def test_production_takes_a_server_without_or_with_its_own_password(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://:long-and-random@host",
+        "rediss://host?ssl_certfile=/etc/client.pem&ssl_keyfile=/etc/client.key",
+        "redis://localhost",
+        "redis://127.0.0.2:6379",
+        "redis://[::1]",
+        "unix:///run/redis.sock",
+    ],
+)
+def test_production_takes_a_server_that_others_do_not_reach(url: str) -> None:
     assert not list(RedisSettings(REDIS_URL=SecretStr(url)).production_problems())
+
+
+@pytest.mark.parametrize(
+    ("url", "problems"),
+    [
+        ("redis://host", ["no password", "no TLS"]),
+        ("redis://10.0.0.7", ["no password", "no TLS"]),
+        ("redis://:@host", ["no password", "no TLS"]),
+        ("redis://:long-and-random@host", ["no TLS"]),
+        ("rediss://host", ["no password"]),
+        ("rediss://:long-and-random@host?ssl_cert_reqs=none", ["no TLS"]),
+        ("rediss://:long-and-random@localhost.example?ssl_cert_reqs=none", ["no TLS"]),
+    ],
+)
+def test_production_takes_less_only_if_told_so(url: str, problems: list[str]) -> None:
+    refused = list(RedisSettings(REDIS_URL=SecretStr(url)).production_problems())
+    assert all(problem in line for problem, line in zip(problems, refused, strict=True))
+    assert all("REDIS_ALLOW_INSECURE" in line and "random" not in line for line in refused)
+    told = RedisSettings(REDIS_URL=SecretStr(url), REDIS_ALLOW_INSECURE=True)
+    assert not list(told.production_problems())
 
 
 def test_the_settings_do_not_show_the_password() -> None:

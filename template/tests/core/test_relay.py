@@ -4,21 +4,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from sqlalchemy import update
 
-from app.core import outbox, relay
+from app.core import job_rollout, outbox, relay
 from app.core.database import Database
-from app.core.outbox import JobsEnqueued, Ticket
+from app.core.outbox import JobsEnqueued, OutboxJob, Ticket
 from app.core.redis import RedisClient, open_redis
 from app.core.relay import Relay, listen, wake_relays
 from app.settings import Settings
 from devtools.valkey import ValkeyServer
 from tests.fixtures.jobs import Jobs, eventually
-from tests.jobs.definitions import Note, note
+from tests.jobs.definitions import Note, note, of_the_next_release
 
 
 @dataclass
@@ -205,3 +208,45 @@ async def test_relays_hear_of_commits_also_after_redis_was_away(
         listening.cancel()
         with suppress(asyncio.CancelledError):
             await listening
+
+
+async def test_what_this_release_does_not_know_is_put_off_and_given_up_in_the_end(
+    jobs: Jobs,
+    database: Database,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def change(**values: Any) -> None:
+        async with database.transaction() as session:
+            unknown = OutboxJob.name == of_the_next_release.name
+            await session.execute(update(OutboxJob).where(unknown).values(**values))
+
+    now = datetime.now(UTC)
+    async with database.transaction() as session:
+        for _ in range(150):
+            await of_the_next_release.enqueue(session, Note(file=tmp_path))
+    await enqueue(jobs, tmp_path, 1)
+    queue = Notepad()
+    work = Relay(database, queue, with_lease(settings, 600), [note.name])
+    others = Relay(database, Notepad(), with_lease(settings, 600), [of_the_next_release.name])
+
+    # Who knows them comes first.
+    monkeypatch.setattr(job_rollout, "_LEFT_TO_OTHERS", timedelta(seconds=600))
+    assert await work.relay_batch() == 1
+    assert all(row.refused_since is None for row in await jobs.rows())
+    await change(due_at=now - timedelta(seconds=2))
+    assert await others.relay_batch() == 100
+    monkeypatch.undo()
+    await change(due_at=now - timedelta(seconds=2))
+    work = Relay(database, queue, with_lease(settings, 600), [note.name])
+    assert await work.relay_batch() == 0
+    [*refused, known] = await jobs.rows()
+    assert all(row.refused_since and row.due_at and row.due_at > now for row in refused)
+    assert {row.tries for row in refused} == {0}
+
+    given_up = now - timedelta(seconds=settings.JOB_ROLLOUT_SECONDS)
+    await change(due_at=now, refused_since=given_up)
+    assert await work.relay_batch() == 100
+    assert Ticket(known.id, 0) == queue.tickets[0]
+    assert set(queue.tickets[1:]) <= {Ticket(row.id, 0) for row in refused}

@@ -158,3 +158,11 @@ def test_the_schema_says_which_role_a_route_takes(service: FastAPI) -> None:
     assert security["/mine"] == [{name: []}]
     assert {name: ["admin"]} in security["/admins"]
     assert set(bearer.model.flows.password.scopes) == {"admin"}  # type: ignore[attr-defined]
+
+
+async def test_a_token_that_was_refused_is_not_looked_up_past_the_limit(
+    client: httpx2.AsyncClient, tokens: Tokens
+) -> None:
+    answers = [await client.get("/mine", headers=as_("over")) for _ in range(10)]
+    assert [answer.status_code for answer in answers] == [401] * 3 + [429] * 7
+    assert tokens.asked == 3

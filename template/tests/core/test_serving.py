@@ -165,6 +165,27 @@ async def test_a_request_that_outlasts_the_shutdown_is_told_to_come_back(
         await server.wait()
 
 
+async def test_a_client_that_never_reads_is_dropped(serve: Serve) -> None:
+    async def stall(path: str) -> None:
+        stream = await connect(server)
+        async with stream:
+            await stream.send(f"GET {PREFIX}/{path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await soon(server, event="request", path=f"{PREFIX}/{path}")
+            # Whatever is sent to a connection that is there no longer is refused by the system.
+            with pytest.raises(anyio.BrokenResourceError):
+                while True:
+                    await stream.send(b"\r\n")
+                    await anyio.sleep(0.1)
+
+    async with serve(app=APP, env={"SEND_TIMEOUT_SECONDS": "0.3"}) as server:
+        with anyio.fail_after(2 * PATIENCE_SECONDS):
+            async with anyio.create_task_group() as clients:
+                # In the middle of an answer, and after its end.
+                clients.start_soon(stall, "endless")
+                clients.start_soon(stall, "large")
+        assert "Traceback" not in server.logs()
+
+
 async def connect(server: ServedProcess) -> anyio.abc.SocketStream:
     """A bare connection, for clients that httpx2 cannot play."""
     return await anyio.connect_tcp("127.0.0.1", httpx2.URL(server.url).port or 80)

@@ -11,6 +11,7 @@ from types import FrameType
 import anyio
 import pytest
 
+from app.core import shutdown
 from app.core.settings import AppSettings
 from app.core.shutdown import drain_on_sigterm
 
@@ -78,6 +79,28 @@ async def test_a_second_signal_takes_the_place_of_the_first_at_once(server: Serv
     assert len(server.drained) == 1
 
 
+@pytest.mark.parametrize("first", SIGNALS)
+async def test_what_a_supervisor_passes_on_is_no_second_signal(server: Server, first: int) -> None:
+    with drain_on_sigterm(AppSettings(SHUTDOWN_DRAIN_SECONDS=0.3), server.note_drain):
+        await kill(first)
+        await kill(signal.SIGTERM)
+        await anyio.sleep(0.4)
+        await kill(signal.SIGTERM)
+    [(number, at)] = server.got
+    assert number == first
+    assert at - server.drained[0] >= 0.29
+
+
+async def test_a_later_sigterm_ends_the_drain(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutdown, "_REPEAT_SECONDS", 0.01)
+    with drain_on_sigterm(AppSettings(SHUTDOWN_DRAIN_SECONDS=600), server.note_drain):
+        await kill(signal.SIGTERM)
+        await kill(signal.SIGTERM)
+        assert [number for number, _ in server.got] == [signal.SIGTERM]
+
+
 async def test_at_exit_the_server_has_its_handlers_back_and_no_timer_is_left(
     server: Server,
 ) -> None:
@@ -133,19 +156,26 @@ async def test_what_must_be_ended_before_the_server_stops_is_waited_for(server: 
     assert [got for got, _ in server.got] == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize("second", [True, False], ids=["second-signal", "time-limit"])
-async def test_the_server_stops_although_something_does_not_end(
-    server: Server, second: bool
-) -> None:
-    settings = AppSettings(SHUTDOWN_TIMEOUT_SECONDS=60 if second else 0.1)
+async def test_no_signal_cuts_short_what_must_be_ended_before(server: Server) -> None:
+    ended = anyio.Event()
+    settings = AppSettings(SHUTDOWN_DRAIN_SECONDS=600)
+    with drain_on_sigterm(settings, server.note_drain, ended.wait):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+            await kill(number)
+        assert server.got == []
+        ended.set()
+        await anyio.sleep(0.05)
+    assert [number for number, _ in server.got] == [signal.SIGINT]
+
+
+async def test_the_server_stops_although_something_does_not_end(server: Server) -> None:
+    settings = AppSettings(SHUTDOWN_TIMEOUT_SECONDS=0.1)
     with drain_on_sigterm(settings, server.note_drain, anyio.sleep_forever):
         await kill(signal.SIGTERM)
-        if second:
-            await kill(signal.SIGINT)
         with anyio.fail_after(10):
             while not server.got:
                 await anyio.sleep(0.02)
-    assert [got for got, _ in server.got] == [signal.SIGINT if second else signal.SIGTERM]
+    assert [got for got, _ in server.got] == [signal.SIGTERM]
 
 
 async def test_the_server_stops_although_something_fails(server: Server) -> None:

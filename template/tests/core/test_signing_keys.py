@@ -183,6 +183,7 @@ def test_the_start_is_refused_with_the_name_of_the_variable(
         ({}, "SECRET_KEY: must be set"),
         ({"SECRET_KEY": "a1b2" * 16}, "SECRET_KEY: looks made up"),
         ({"SECRET_KEY": "please-change-me-before-production-0123"}, "SECRET_KEY: looks made up"),
+        ({"SECRET_KEY": "my-service-production-secret-key-1"}, "SECRET_KEY: looks made up"),
         ({"SECRET_KEY": f"Insecure{SECRET}"}, "SECRET_KEY: looks made up"),
         (
             {"SECRET_KEY": SECRET, "SECRET_KEYS_ACCEPTED": f"{SECRET},{'a1b2' * 16}"},
@@ -206,3 +207,19 @@ def test_production_needs_no_secret_when_a_private_key_signs(
     settings = settings.model_copy(update={"SECRET_KEYS_ACCEPTED": [SecretStr("a1b2" * 16)]})
     assert len(list(settings.production_problems())) == 1
     assert not list(SigningKeySettings(SECRET_KEY=SECRET).production_problems())
+
+
+@pytest.mark.parametrize("algorithm", ["HS256", "EdDSA", "RS256"])
+def test_the_processes_of_a_service_share_a_secret_whatever_signs_tokens(
+    algorithm: str, ed25519_key: ed25519.Ed25519PrivateKey, rsa_key: rsa.RSAPrivateKey
+) -> None:
+    settings = {
+        "HS256": {"SECRET_KEY": SECRET},
+        "EdDSA": {"JWT_PRIVATE_KEY": private_pem(ed25519_key)},
+        "RS256": {"JWT_PRIVATE_KEY": private_pem(rsa_key)},
+    }[algorithm]
+    # As each process without a SECRET_KEY makes one up.
+    one, other = ({"SECRET_KEY": made_up * 32, **settings} for made_up in "ab")
+    shared = keys(JWT_ALGORITHM=algorithm, **one).shared_secret
+    assert keys(JWT_ALGORITHM=algorithm, **other).shared_secret == shared
+    assert len(shared) >= 32

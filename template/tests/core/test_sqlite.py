@@ -1,6 +1,7 @@
 """SQLite's settings, files and locks."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ async def engine(scratch_database_url: str) -> AsyncIterator[AsyncEngine]:
         ("sqlite:///app.db", "sqlite+aiosqlite:///app.db"),
         ("sqlite:////var/lib/app.db", "sqlite+aiosqlite:////var/lib/app.db"),
         ("sqlite+aiosqlite:///app.db", "sqlite+aiosqlite:///app.db"),
+        ("sqlite:///app.db?check_same_thread=false", "sqlite+aiosqlite:///app.db"),
     ],
 )
 def test_relative_and_absolute_files_are_accepted(given: str, used: str) -> None:
@@ -46,6 +48,7 @@ def test_relative_and_absolute_files_are_accepted(given: str, used: str) -> None
     ("url", "complaint"),
     [
         ("sqlite://", "file"),
+        ("sqlite:///app.db?timeout=5", "timeout"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite:///file:app?mode=memory&uri=true", "in memory"),
         ("sqlite://app.db", "must look like sqlite:///"),
@@ -137,6 +140,16 @@ async def test_a_file_that_is_gone_is_unavailability(tmp_path: Path) -> None:
     assert is_unavailable(failure.value)
 
 
+async def test_a_connection_that_fails_leaves_no_thread(tmp_path: Path) -> None:
+    engine = create_engine(make_settings(f"sqlite:///{tmp_path}"))
+    before = set(threading.enumerate())
+    # Each would tell the event loop when it ends, also one that is closed by then.
+    for _ in range(20):
+        with pytest.raises(OperationalError):
+            await engine.connect()
+        assert set(threading.enumerate()) <= before
+
+
 async def test_readers_see_the_last_commit_without_waiting_for_a_writer(
     engine: AsyncEngine,
 ) -> None:
@@ -144,3 +157,23 @@ async def test_readers_see_the_last_commit_without_waiting_for_a_writer(
         await writer.execute(text("INSERT INTO parents VALUES (1)"))
         async with read_only(engine).connect() as reader:
             assert await reader.scalar(text("SELECT count(*) FROM parents")) == 0
+
+
+async def test_a_file_that_takes_no_writes_any_more_is_unavailable(engine: AsyncEngine) -> None:
+    with pytest.raises(DBAPIError, match="readonly") as failure:
+        async with engine.begin() as connection:
+            # What a disk that has been made read-only answers.
+            await connection.exec_driver_sql("PRAGMA query_only = 1")
+            await connection.execute(text("INSERT INTO parents VALUES (1)"))
+
+    assert is_unavailable(failure.value)
+
+
+async def test_a_write_in_a_read_only_transaction_is_a_mistake_of_the_code(
+    engine: AsyncEngine,
+) -> None:
+    with pytest.raises(DBAPIError, match="readonly") as failure:
+        async with read_only(engine).connect() as connection:
+            await connection.execute(text("INSERT INTO parents VALUES (1)"))
+
+    assert not is_unavailable(failure.value)

@@ -177,3 +177,14 @@ async def test_a_failure_is_logged_with_its_reason_once_and_so_is_the_recovery()
         ("health_check_recovered", "a"),
     ]
     assert isinstance(logs[0]["exc_info"], ConnectionError)
+
+
+async def test_what_is_not_required_is_shown_and_does_not_count() -> None:
+    broken = Resource()
+    broken.behave = broken.fail
+    service = HealthService(SETTINGS, {"a": Resource()})
+    service.add("b", broken, required=False)
+    expected = {"status": "ready", "checks": {"a": "ok", "b": "failed"}}
+    assert (await service.readiness()).model_dump() == expected
+    service.add("c", broken, required=True)
+    assert (await service.readiness()).status == "unavailable"

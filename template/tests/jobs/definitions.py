@@ -3,6 +3,10 @@
 import asyncio
 import os
 import signal
+import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +83,23 @@ async def _of_the_next_release(_: Any, __: JobContext) -> None:
 
 
 of_the_next_release = job(name="tests.of_the_next_release", payload=Note)(_of_the_next_release)
+
+
+@job(name="tests.stubborn", payload=Note, retry=QUICKLY, timeout_seconds=0.1)
+async def stubborn(payload: Note, _: JobContext) -> None:
+    """Go on for ever, whoever cancels it, in a thread too."""
+    payload.write("tried")
+    threading.Thread(target=time.sleep, args=(600,), name="endless").start()
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(600)
+
+
+@job(name="tests.exit", payload=Note, retry=QUICKLY)
+async def exit_in_a_task(payload: Note, _: JobContext) -> None:
+    """End the process from a task that it starts."""
+
+    async def leave() -> None:
+        sys.exit(payload.text)
+
+    await asyncio.create_task(leave())

@@ -1,9 +1,8 @@
 """A worker that knows the tests' jobs as well: `python -m tests.jobs.worker`."""
 
-import asyncio
-
 from app.core.jobs import JobRegistry
 from app.core.logging import configure_logging
+from app.core.worker_process import run_to_end
 from app.settings import load_settings
 from app.worker_lifespan import job_modules, serve
 from tests.jobs import definitions
@@ -20,4 +19,4 @@ def create_registry() -> JobRegistry:
 if __name__ == "__main__":
     settings = load_settings()
     configure_logging(settings)
-    asyncio.run(serve(settings, create_registry()))
+    run_to_end(serve(settings, create_registry()))

@@ -18,7 +18,7 @@ from app.models import metadata
 from devtools.migration_lint import Revision
 from devtools.postgresql_ddl import problems
 from migrations import postgresql
-from tests.migrations.conftest import PROJECT, Upgrade, migrate_at_once
+from tests.migrations.conftest import PROJECT, Upgrade, config_for, migrate_at_once
 
 TABLE = 'op.create_table("notes", sa.Column("id", sa.Integer(), primary_key=True))'
 
@@ -96,3 +96,9 @@ async def test_an_index_on_a_table_in_use_is_built_concurrently(
     )
     assert "(fingerprint)" in definition
     await asyncio.to_thread(command.downgrade, alembic_config, "-1")
+
+
+def test_a_service_with_one_connection_can_be_migrated(scratch_database_url: str) -> None:
+    config = config_for(f"{scratch_database_url}?connection_limit=1")
+    command.upgrade(config, "head")
+    command.check(config)

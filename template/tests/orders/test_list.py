@@ -1,8 +1,11 @@
+from decimal import Decimal
 from typing import Any
 
 import httpx2
 import pytest
 
+from app.core.pagination import MAX_ROWS
+from app.orders.models import OrderLine
 from tests.factories.orders import OrderFactory, order_body
 from tests.fixtures.application import Queries
 
@@ -93,7 +96,7 @@ async def test_the_number_of_queries_does_not_grow_with_the_list(
         response = await client.get(PATH, params={"limit": 100})
 
     assert len(response.json()["items"]) == 50
-    assert len(selects(for_one)) == len(selects(for_fifty)) == 2
+    assert len(selects(for_one)) == len(selects(for_fifty)) == 3
 
 
 async def test_orders_of_others_are_not_listed(
@@ -124,3 +127,23 @@ async def test_a_limit_or_cursor_out_of_range_is_refused(
 
     assert response.status_code == 422
     assert response.json()["errors"][0]["loc"] == ["query", name]
+
+
+async def test_a_page_of_large_orders_ends_early(
+    client: httpx2.AsyncClient, orders: OrderFactory
+) -> None:
+    placed = await orders.placed(12)
+    async with orders.database.transaction() as session:
+        session.add_all(
+            OrderLine(
+                order_id=order.id, position=position, sku="A", quantity=1, unit_price=Decimal(1)
+            )
+            for order in placed
+            for position in range(2, 100)
+        )
+
+    page = (await client.get(PATH, params={"limit": 100})).json()
+
+    assert sum(1 + len(order["lines"]) for order in page["items"]) == 909 <= MAX_ROWS
+    newest_first = [str(order.id) for order in reversed(placed)]
+    assert await pages(client, limit=100) == [newest_first[:9], newest_first[9:]]

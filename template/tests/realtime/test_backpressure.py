@@ -22,6 +22,7 @@ TIMES = 60
 BATCH = 6
 # Of clients, with a mask of zero (RFC 6455, section 5.2).
 PING_FRAME = b"\x89\xfd" + bytes(4 + 125)
+PONG_FRAME = b"\x8a\x80" + bytes(4)
 TEXT_BEGINS = b"\x01\x80" + bytes(4)
 TEXT_GOES_ON = b"\x00\x80" + bytes(4)
 
@@ -74,6 +75,7 @@ async def test_who_has_the_server_itself_hold_things_is_dropped(
         "REALTIME_SEND_TIMEOUT_SECONDS": "60",
         "REALTIME_HEARTBEAT_SECONDS": "3600",
         "REALTIME_MAX_FRAME_BYTES": "256",
+        "REALTIME_MESSAGES_PER_SECOND": "100000",
     }
     async with (
         serve_channels(env=env) as server,
@@ -86,6 +88,20 @@ async def test_who_has_the_server_itself_hold_things_is_dropped(
         await _flood(server, caller, [TEXT_BEGINS, TEXT_GOES_ON * 1000])
         await _logged(server, "too many fragments")
         assert await lively.ask(type="ping") == {"type": "pong"}
+        assert "Traceback" not in server.logs()
+
+
+async def test_frames_that_only_the_server_sees_count_as_messages(
+    serve_channels: ServeChannels, caller: Caller
+) -> None:
+    async with serve_channels(env={"REALTIME_MESSAGES_PER_SECOND": "10"}) as server:
+        for number, frames in enumerate((PING_FRAME, PONG_FRAME, TEXT_GOES_ON), start=1):
+            async with await stalled(server, caller, "news") as stream:
+                if frames is TEXT_GOES_ON:
+                    await stream.send(TEXT_BEGINS)
+                await stream.send(frames * 100)
+                assert await _close_code(stream) == 1008
+            assert server.logs().count("too many messages") == number
         assert "Traceback" not in server.logs()
 
 
@@ -122,7 +138,7 @@ async def _flood(server: ServedProcess, caller: Caller, chunks: list[bytes]) -> 
                 await stream.send(chunk)
             # Then whatever is sent finds nobody.
             while True:
-                await stream.send(b"\x8a\x80" + bytes(4))
+                await stream.send(PONG_FRAME)
                 await anyio.sleep(0.02)
 
 

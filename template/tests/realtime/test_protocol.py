@@ -226,3 +226,5 @@ async def test_who_does_not_answer_pings_is_closed(
             # The last frame: 1011, keepalive ping timeout.
             assert (1011).to_bytes(2, "big") in received
             assert await lively.ask(type="ping") == {"type": "pong"}
+        # The lively one has said good-bye.
+        assert server.logs().count("websocket_lost") == 1

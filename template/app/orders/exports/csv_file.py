@@ -2,9 +2,13 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
 
-from app.orders.models import Order
+from app.orders.models import OrderStatus
 
 MEDIA_TYPE = "text/csv; charset=utf-8; header=present"
 
@@ -19,7 +23,14 @@ _COLUMNS = (
     "unit_price",
 )
 # A cell that starts so is executed: https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA_STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+# Spreadsheets may also split at what is no comma, whatever the quotes, and start a cell there.
+_FORMULA_STARTS = re.compile(
+    r"""(?:^|(?<=[,;|\t\r\n]))(?=["'\s]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])"""
+)
+
+
+OrderedLine = tuple[UUID, OrderStatus, datetime, str, Decimal, str, int, Decimal]
+"""A line of an order, after what the lines of an order have in common; as in the header."""
 
 
 def header() -> bytes:
@@ -27,20 +38,20 @@ def header() -> bytes:
     return _lines([_COLUMNS])
 
 
-def order_lines(order: Order) -> bytes:
-    """One line for each line of the order."""
+def lines(ordered: Iterable[OrderedLine]) -> bytes:
+    """One line for each line of an order."""
     return _lines(
         (
-            str(order.id),
-            order.status.value,
-            order.created_at.isoformat(),
-            order.customer_email,
-            f"{order.total:.2f}",
-            line.sku,
-            str(line.quantity),
-            f"{line.unit_price:.2f}",
+            str(order_id),
+            status.value,
+            created_at.isoformat(),
+            email,
+            f"{total:.2f}",
+            sku,
+            str(quantity),
+            f"{unit_price:.2f}",
         )
-        for line in order.lines
+        for order_id, status, created_at, email, total, sku, quantity, unit_price in ordered
     )
 
 
@@ -52,4 +63,4 @@ def _lines(rows: Iterable[tuple[str, ...]]) -> bytes:
 
 def _defuse(cell: str) -> str:
     # The apostrophe makes it text; spreadsheets do not show it.
-    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return _FORMULA_STARTS.sub("'", cell)

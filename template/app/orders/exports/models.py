@@ -50,7 +50,10 @@ class OrderExport(Base):
 
 
 class OrderExportChunk(Base):
-    """A piece of an export's file, small enough to be read as a whole."""
+    """A piece of an export's file, small enough to be read as a whole.
+
+    It knows where the next one begins, so that a worker can go on where another had to stop.
+    """
 
     __tablename__ = "order_export_chunks"
 
@@ -59,3 +62,5 @@ class OrderExportChunk(Base):
     )
     position: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     content: Mapped[bytes] = mapped_column(LargeBinary)
+    order_count: Mapped[int | None]
+    last_order_id: Mapped[UUID | None]

@@ -1,22 +1,32 @@
 """Every query on exports."""
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
 
 from app.core.database import is_unique_violation
 from app.core.pagination import PageParams, Slice, fetch_slice
+from app.orders.exports.csv_file import OrderedLine
 from app.orders.exports.models import ExportStatus, OrderExport, OrderExportChunk
-from app.orders.models import Order
+from app.orders.models import Order, OrderLine
 
-_ORDERS_AT_ONCE = 500
+# Lines rather than orders, which differ in size; more than any order has.
+_LINES_AT_ONCE = 500
 # Their files, of many megabytes perhaps, are deleted with them.
 _EXPORTS_AT_ONCE = 20
+
+
+class Progress(NamedTuple):
+    """Where the next piece of a file begins."""
+
+    position: int
+    last_order_id: UUID | None
 
 
 class ExportRepository:
@@ -74,29 +84,81 @@ class ExportContentRepository:
             select(OrderExport).where(OrderExport.id == export_id).with_for_update()
         )
 
-    async def read_orders(self, owner_id: str) -> AsyncIterator[Order]:
-        """Go through all orders of an owner with their lines, oldest first, a few at a time."""
-        mine = select(Order).where(Order.owner_id == owner_id).options(selectinload(Order.lines))
-        mine = mine.order_by(Order.id).limit(_ORDERS_AT_ONCE)
-        page = (await self._session.scalars(mine)).all()
-        while page:
-            for order in page:
-                yield order
-            last = page[-1].id
-            # Otherwise the session would remember every order that it has ever read.
-            self._session.expunge_all()
-            page = (await self._session.scalars(mine.where(Order.id > last))).all()
+    async def get_progress(self, export_id: UUID) -> Progress | None:
+        """Return where the next piece of a file begins; `None` when it is whole, or has gone."""
+        row = (
+            await self._session.execute(
+                select(
+                    func.coalesce(OrderExportChunk.position + 1, 0), OrderExportChunk.last_order_id
+                )
+                .select_from(OrderExport)
+                .outerjoin(OrderExportChunk)
+                .where(OrderExport.id == export_id, OrderExport.status != ExportStatus.READY)
+                .order_by(OrderExportChunk.position.desc())
+                .limit(1)
+            )
+        ).one_or_none()
+        return None if row is None else Progress(*row)
 
-    async def replace_content(self, export_id: UUID, chunks: Iterable[bytes]) -> None:
-        """Store the file, in place of one that an earlier run may have left."""
-        await self._session.execute(
-            delete(OrderExportChunk).where(OrderExportChunk.export_id == export_id)
+    async def read_lines(
+        self, owner_id: str, after: UUID | None
+    ) -> tuple[Sequence[OrderedLine], bool]:
+        """Return the lines of some of an owner's orders, oldest first, and whether there are more.
+
+        Rows rather than objects, which cost much more.
+        """
+        mine = (
+            select(
+                Order.id,
+                Order.status,
+                Order.created_at,
+                Order.customer_email,
+                Order.total,
+                OrderLine.sku,
+                OrderLine.quantity,
+                OrderLine.unit_price,
+            )
+            .join(OrderLine)
+            .where(Order.owner_id == owner_id)
+            .order_by(Order.id, OrderLine.position)
+            .limit(_LINES_AT_ONCE)
         )
-        for position, content in enumerate(chunks):
-            chunk = OrderExportChunk(export_id=export_id, position=position, content=content)
-            self._session.add(chunk)
-            await self._session.flush()
-            self._session.expunge(chunk)
+        if after is not None:
+            mine = mine.where(Order.id > after)
+        rows = (await self._session.execute(mine)).all()
+        if len(rows) < _LINES_AT_ONCE:
+            return rows, False
+        # The last order may have more lines.
+        return [row for row in rows if row[0] != rows[-1][0]], True
+
+    async def add_chunk(
+        self, export_id: UUID, progress: Progress, content: bytes, order_ids: AbstractSet[UUID]
+    ) -> None:
+        """Store the next piece, unless another worker has stored it, or the export has gone."""
+        await self.get_locked(export_id)
+        if await self.get_progress(export_id) != progress:
+            return
+        chunk = OrderExportChunk(
+            export_id=export_id,
+            position=progress.position,
+            content=content,
+            order_count=len(order_ids),
+            last_order_id=max(order_ids, default=progress.last_order_id),
+        )
+        self._session.add(chunk)
+        await self._session.flush()
+
+    async def get_totals(self, export_id: UUID) -> tuple[int, int]:
+        """Return how many orders and bytes the pieces of a file have."""
+        orders, size = (
+            await self._session.execute(
+                select(
+                    func.coalesce(func.sum(OrderExportChunk.order_count), 0),
+                    func.coalesce(func.sum(func.length(OrderExportChunk.content)), 0),
+                ).where(OrderExportChunk.export_id == export_id)
+            )
+        ).one()
+        return int(orders), int(size)
 
     async def get_chunk(self, export_id: UUID, position: int) -> bytes | None:
         """Return a piece of the file; `None` after its last."""

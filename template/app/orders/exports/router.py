@@ -10,8 +10,10 @@ from app.core.database import Database
 from app.core.errors import responses
 from app.core.idempotency import IdempotencyDep
 from app.core.pagination import Page, PageParamsDep
+from app.core.rate_limit import caller
 from app.orders.exports import csv_file
 from app.orders.exports.dependencies import ExportsDep, ExportsReadOnlyDep
+from app.orders.exports.download import Download
 from app.orders.exports.models import ExportStatus
 from app.orders.exports.schemas import OrderExportRead
 from app.orders.exports.service import read_file
@@ -79,16 +81,18 @@ async def get_export(
 )
 async def fetch_export(
     export_id: ExportId, exports: ExportsReadOnlyDep, request: Request
-) -> StreamingResponse:
+) -> Download:
     """Fetch the CSV file: one line for each line of an order, oldest order first.
 
+    You can fetch a few files at the same time; a further one is refused with 429.
     Cells that a spreadsheet would execute as a formula start with an apostrophe.
     """
     export = await exports.get_ready(export_id)
     # The request's session is closed before the first piece is sent.
     database: Database = request.state.database
-    return StreamingResponse(
+    return Download(
         read_file(database, export.id),
+        caller(request),
         media_type=csv_file.MEDIA_TYPE,
         headers={
             # Personal data; it does not stay in any cache.

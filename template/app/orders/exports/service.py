@@ -1,9 +1,9 @@
 """The rules of exports: requesting, making and fetching them."""
 
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from tempfile import SpooledTemporaryFile
-from typing import IO, ClassVar
+from typing import ClassVar
 from uuid import UUID
 
 import structlog
@@ -12,9 +12,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core.database import Database
 from app.core.events import Event, record
+from app.core.jobs import UnfinishedError
 from app.core.pagination import PageParams, Slice
 from app.core.principal import Principal
+from app.core.threads import offload
 from app.orders.exports import csv_file
+from app.orders.exports.csv_file import OrderedLine
 from app.orders.exports.exceptions import ExportNotFoundError, ExportNotReadyError
 from app.orders.exports.models import ExportStatus, OrderExport
 from app.orders.exports.repository import (
@@ -24,8 +27,8 @@ from app.orders.exports.repository import (
     ExportRepository,
 )
 
-_CHUNK_BYTES = 256 * 1024
-_MEMORY_BYTES = 4 * 1024 * 1024
+# Then other jobs have their turn, and a worker that has to end need not wait for long.
+_SECONDS_AT_ONCE = 10.0
 
 logger = structlog.get_logger(__name__)
 
@@ -106,27 +109,50 @@ class ExportMaker:
         self._session = session
 
     async def make(self, export_id: UUID, owner_id: str) -> None:
-        """Write the owner's orders as they are now into the export's file.
+        """Write the owner's orders into the export's file, piece by piece.
 
-        Safe to repeat: each run replaces the file of the one before.
+        Goes on where another run has stopped; what is in the file by then stays as it was.
+
+        Raises:
+            UnfinishedError: there is more to write than it may do at once.
         """
-        with SpooledTemporaryFile(max_size=_MEMORY_BYTES) as file:
-            # Read and written here first: the transaction that stores it is short.
-            async with self._database.read_only() as reading:
-                count = await _write(file, ExportContentRepository(reading), owner_id)
-            size = file.tell()
-            file.seek(0)
-            contents = ExportContentRepository(self._session)
-            export = await contents.get_locked(export_id)
-            if export is None:
-                logger.info("order_export_gone", export_id=str(export_id))
-                return
-            await contents.replace_content(export_id, _chunks(file))
+        started = time.monotonic()
+        while await self._write_piece(export_id, owner_id):
+            if time.monotonic() - started > _SECONDS_AT_ONCE:
+                raise UnfinishedError
+        contents = ExportContentRepository(self._session)
+        export = await contents.get_locked(export_id)
+        if export is None:
+            logger.info("order_export_gone", export_id=str(export_id))
+            return
+        count, size = await contents.get_totals(export_id)
         export.status = ExportStatus.READY
         export.order_count = count
         export.size = size
         export.finished_at = datetime.now(UTC)
         logger.info("order_export_ready", export_id=str(export_id), orders=count, size=size)
+
+    async def _write_piece(self, export_id: UUID, owner_id: str) -> bool:
+        async with self._database.read_only() as session:
+            contents = ExportContentRepository(session)
+            progress = await contents.get_progress(export_id)
+            if progress is None:
+                return False
+            lines, more = await contents.read_lines(owner_id, progress.last_order_id)
+        is_first = progress.position == 0
+        if lines or is_first:
+            content = await offload(_format, lines, is_first)
+            # A short transaction of its own, which survives this run.
+            async with self._database.transaction() as session:
+                await ExportContentRepository(session).add_chunk(
+                    export_id, progress, content, {line[0] for line in lines}
+                )
+        return more
+
+
+def _format(lines: Sequence[OrderedLine], is_first: bool) -> bytes:
+    head = csv_file.header() if is_first else b""
+    return head + csv_file.lines(lines)
 
 
 async def mark_failed(session: AsyncSession, export_id: UUID) -> None:
@@ -171,17 +197,3 @@ async def read_file(database: Database, export_id: UUID) -> AsyncIterator[bytes]
             return
         yield chunk
         position += 1
-
-
-async def _write(file: IO[bytes], orders: ExportContentRepository, owner_id: str) -> int:
-    file.write(csv_file.header())
-    count = 0
-    async for order in orders.read_orders(owner_id):
-        file.write(csv_file.order_lines(order))
-        count += 1
-    return count
-
-
-def _chunks(file: IO[bytes]) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK_BYTES):
-        yield chunk

@@ -1,6 +1,7 @@
 import csv
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,8 +17,8 @@ from app.core.database import Database
 from app.core.job_runner import JobRunner
 from app.core.jobs import JobContext, JobRegistry, Tick
 from app.core.outbox import Ticket
+from app.orders.exports import csv_file, download, repository, router, service
 from app.orders.exports import jobs as export_jobs
-from app.orders.exports import repository, service
 from app.orders.exports.models import OrderExport, OrderExportChunk
 from app.orders.models import Order, OrderLine, OrderStatus
 from app.settings import Settings
@@ -157,8 +158,7 @@ async def test_a_file_of_many_pages_and_pieces_is_whole(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(repository, "_ORDERS_AT_ONCE", 3)
-    monkeypatch.setattr(service, "_CHUNK_BYTES", 100)
+    monkeypatch.setattr(repository, "_LINES_AT_ONCE", 5)
     stored = await orders.placed(10)
     location = (await client.post(PATH)).headers["location"]
     await make(jobs, settings)
@@ -323,3 +323,78 @@ async def test_old_exports_are_deleted_with_their_files(
         kept: Sequence[UUID] = (await session.scalars(select(OrderExport.id))).all()
         chunks = await session.scalar(select(func.count()).select_from(OrderExportChunk))
     assert (kept, chunks) == ([ids[5]], 1)
+
+
+async def test_a_caller_fetches_few_files_at_once(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    settings: Settings,
+    orders: OrderFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await orders.placed()
+    [export_id] = await several(1, client, jobs, settings)
+    read, reading, resumed = service.read_file, anyio.Event(), anyio.Event()
+
+    async def read_slowly(database: Database, export_id: UUID) -> AsyncIterator[bytes]:
+        async for chunk in read(database, export_id):
+            reading.set()
+            await resumed.wait()
+            yield chunk
+
+    monkeypatch.setattr(router, "read_file", read_slowly)
+    monkeypatch.setattr(download, "MOST_AT_ONCE", 1)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(client.get, f"{PATH}/{export_id}/file")
+        await reading.wait()
+        refused = await client.get(f"{PATH}/{export_id}/file")
+        resumed.set()
+    assert refused.status_code == 429
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert refused.headers["retry-after"] == "1"
+    assert (await client.get(f"{PATH}/{export_id}/file")).status_code == 200
+
+
+async def test_an_export_goes_on_where_a_worker_had_to_stop_and_counts_no_try(
+    client: httpx2.AsyncClient,
+    jobs: Jobs,
+    orders: OrderFactory,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repository, "_LINES_AT_ONCE", 5)
+    monkeypatch.setattr(service, "_SECONDS_AT_ONCE", 0)
+    stored = await orders.placed(6)
+    threads: list[threading.Thread] = []
+
+    def lines(rows: Any) -> bytes:
+        threads.append(threading.current_thread())
+        return format_lines(rows)
+
+    format_lines = csv_file.lines
+    monkeypatch.setattr(csv_file, "lines", lines)
+    location = (await client.post(PATH)).headers["location"]
+    runs = 0
+    while (export := (await client.get(location)).json())["status"] == "pending":
+        assert export["size"] is None
+        await make(jobs, settings)
+        runs += 1
+        assert [row.tries for row in await jobs.rows() if not row.done_at] in ([0], [])
+
+    assert runs == 3
+    file = parse(await client.get(f"{location}/file"))
+    assert [line["order_id"] for line in file[::2]] == [str(order.id) for order in stored]
+    assert export["order_count"] == 6
+    # The event loop has others to serve.
+    assert threading.main_thread() not in threads
+
+
+async def test_a_few_exports_are_made_at_the_same_time_whoever_waits(
+    client: httpx2.AsyncClient, jobs: Jobs, act_as_header: str
+) -> None:
+    for number in range(20):
+        assert (await client.post(PATH, headers={act_as_header: str(number)})).is_success
+    async with jobs.database.transaction() as session:
+        taken = await outbox.take_due(session, 100, timedelta(seconds=60))
+
+    assert 1 <= len(taken) <= export_jobs.LANES

@@ -1,0 +1,51 @@
+"""Passwords of servers that whoever attacks one tries first."""
+
+import re
+from functools import lru_cache
+
+_WORDS = (
+    "admin",
+    "app",
+    "changeit",
+    "changeme",
+    "changethis",
+    "default",
+    "example",
+    "foobared",
+    "pass",
+    "password",
+    "prod",
+    "production",
+    "root",
+    "secret",
+    "test",
+    "user",
+)
+_LOOKALIKES = str.maketrans("013457@$", "oieastas")
+_DIGITS = "01234567890" * 2
+
+
+def is_well_known(password: str, *names: str) -> bool:
+    """Whether a password is made of well-known words and nothing else but digits and marks.
+
+    `P@ssw0rd1`, `secret-2024` and `adminadmin` mean the same as the words themselves.
+
+    Args:
+        password: May be empty, which is not well known.
+        names: What else anybody knows, such as the names of the user and of the server's product.
+    """
+    if password.isdecimal():
+        return password in _DIGITS or password in _DIGITS[::-1] or len(set(password)) == 1
+    words = tuple(sorted(_letters(name) for name in names))
+    # What was put before or after a word is no part of it, and stands for no letter.
+    core = re.sub(r"^[\W\d_]+|[\W\d_]+$", "", password.casefold())
+    return bool(_pattern(words).fullmatch(_letters(core)))
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W\d_]", "", text.casefold().translate(_LOOKALIKES))
+
+
+@lru_cache(maxsize=16)
+def _pattern(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"(?:{'|'.join(word for word in (*_WORDS, *names) if word)})+")

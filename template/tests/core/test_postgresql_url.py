@@ -1,0 +1,109 @@
+"""The options that a PostgreSQL URL may have, and what becomes of each."""
+
+from typing import Any
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from app.core.postgresql import DatabaseSettings
+from app.settings import InvalidSettingsError, load_settings
+
+
+def settings_for(options: str, **values: Any) -> DatabaseSettings:
+    return DatabaseSettings(
+        DATABASE_URL=SecretStr(f"postgresql://u:hunter2@db/app?{options}"), **values
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("application_name=shop", {"DB_APPLICATION_NAME": "shop"}),
+        ("statement_timeout=1500", {"DB_STATEMENT_TIMEOUT_SECONDS": 1.5}),
+        ("lock_timeout=0", {"DB_LOCK_TIMEOUT_SECONDS": 0}),
+        (
+            "idle_in_transaction_session_timeout=2000",
+            {"DB_IDLE_IN_TRANSACTION_TIMEOUT_SECONDS": 2},
+        ),
+        ("connect_timeout=7", {"DB_CONNECT_TIMEOUT_SECONDS": 7}),
+        (
+            "connection_limit=3&pool_timeout=4",
+            {"DB_POOL_SIZE": 3, "DB_MAX_OVERFLOW": 0, "DB_POOL_TIMEOUT_SECONDS": 4},
+        ),
+        ("pgbouncer=true", {"DB_PGBOUNCER": True}),
+        ("pgbouncer=false", {"DB_PGBOUNCER": False}),
+        ("statement_cache_size=0", {"DB_PGBOUNCER": True}),
+        ("prepared_statement_cache_size=0", {"DB_PGBOUNCER": True}),
+    ],
+)
+def test_an_option_that_is_a_setting_sets_it(options: str, expected: dict[str, Any]) -> None:
+    settings = settings_for(options)
+
+    assert {name: getattr(settings, name) for name in expected} == expected
+    assert settings.DATABASE_URL.get_secret_value() == "postgresql://u:hunter2@db/app"
+
+
+def test_a_variable_comes_before_the_option_of_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = "application_name=url&statement_timeout=1000"
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://u:hunter2@db/app?{options}")
+    monkeypatch.setenv("DB_APPLICATION_NAME", "variable")
+
+    settings = load_settings()
+
+    assert settings.DB_APPLICATION_NAME == "variable"
+    assert settings.DB_STATEMENT_TIMEOUT_SECONDS == 1
+
+
+def test_another_name_of_sslmode_is_translated() -> None:
+    url = settings_for("ssl=require").DATABASE_URL.get_secret_value()
+
+    assert url == "postgresql://u:hunter2@db/app?sslmode=require"
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("require_auth=none&requirepeer=me", "(require_auth, requirepeer)"),
+        ("sslmode=require&work_mem=1MB", "(work_mem)"),
+        ("sslaccept=strict", "options=-c"),
+        ("ssl=true", "unknown ssl; use one of disable"),
+        ("sslnegotiation=quick", "unknown sslnegotiation"),
+        ("target_session_attrs=master", "unknown target_session_attrs"),
+        ("statement_cache_size=500", "unknown statement_cache_size; use one of 0"),
+        ("pgbouncer=yes", "unknown pgbouncer"),
+        ("schema=shop", "unknown schema; use one of public"),
+        ("statement_timeout=5s", "statement_timeout that is no whole number of milliseconds"),
+        ("connection_limit=many", "connection_limit that is no whole number"),
+    ],
+)
+def test_an_option_that_nobody_would_obey_stops_the_start_by_name(
+    options: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://u:hunter2@db/app?{options}")
+
+    with pytest.raises(InvalidSettingsError) as failure:
+        load_settings()
+
+    message = str(failure.value)
+    assert message.startswith("DATABASE_URL: has ")
+    assert complaint in message
+    assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u@db/app?password=pass&hunter2",
+        "postgresql://u@db/app?password=pass&hunter2=1",
+        "postgresql://u@db/app?password=pass#hunter2",
+        "postgresql://u:12?hunter2&b@db/app",
+        "postgresql://u:12?a&hunter2=b@db/app",
+    ],
+)
+def test_what_may_be_part_of_a_password_is_not_shown_as_the_name_of_an_option(url: str) -> None:
+    with pytest.raises(ValidationError) as failure:
+        DatabaseSettings(DATABASE_URL=SecretStr(url))
+
+    [problem] = failure.value.errors()
+    assert "hunter2" not in problem["msg"]
+    assert "percent-encode" in problem["msg"]
