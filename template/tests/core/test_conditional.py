@@ -87,3 +87,10 @@ async def test_a_long_malformed_header_is_read_in_no_time() -> None:
     # A backtracking pattern would take years for either.
     await read(("if-match", '"a",' * 20_000 + "x"))
     await read(("if-match", ", \t" * 20_000 + "x"))
+
+
+@pytest.mark.parametrize("value", [CURRENT, f"W/{CURRENT}", f'"older", {CURRENT}', "*"])
+async def test_a_write_that_if_none_match_excludes_is_refused(value: str) -> None:
+    preconditions = await read(("if-none-match", value))
+    with pytest.raises(PreconditionFailedError):
+        preconditions.require_match(CURRENT)

@@ -303,3 +303,13 @@ async def test_the_purge_deletes_what_has_expired_and_nothing_else(
     await purge_expired_keys(database, SETTINGS)()
     assert await count(database, IdempotencyKey) == 1
     assert "Idempotency-Replayed" in (await post(client, "fresh", {"text": "a"})).headers
+
+
+async def test_another_query_with_the_same_key_is_refused(client: httpx2.AsyncClient) -> None:
+    answers = [
+        await client.post(
+            f"/api/v1/notes?{query}", json={"text": "a"}, headers={"Idempotency-Key": "k"}
+        )
+        for query in ("of=1", "of=2")
+    ]
+    assert [answer.status_code for answer in answers] == [201, 422]

@@ -1,6 +1,8 @@
 import asyncio
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta, tzinfo
+from types import SimpleNamespace
 
 import anyio
 import pytest
@@ -107,3 +109,15 @@ async def test_a_worker_whose_clock_is_ahead_does_nothing_before_its_time(
 
     for row in rows:
         assert Tick.model_validate(row.payload).scheduled_for <= datetime.now(UTC)
+
+
+async def test_what_came_while_the_database_was_away_since_the_start_is_not_missed(
+    jobs: Jobs, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = JobClock([QUARTERS], database)
+    in_ten_minutes = SimpleNamespace(monotonic=lambda: time.monotonic() + 600)
+    monkeypatch.setattr("app.core.job_clock.time", in_ten_minutes)
+    await clock.look(at("10:20:00"))
+
+    rows = await jobs.rows()
+    assert [row.payload["scheduled_for"] for row in rows] == ["2050-01-02T10:15:00Z"]

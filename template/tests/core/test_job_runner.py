@@ -431,3 +431,20 @@ async def test_the_end_of_a_job_that_others_may_wait_for_wakes_the_relay(
             ended += 1
 
     assert woken == [0, 2]
+
+
+async def test_a_ticket_that_is_delivered_twice_leaves_the_job_its_lease(
+    jobs: Jobs, trial: Trial, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes"
+    await jobs.enqueue(definitions.nap, Nap(file=file, seconds=60))
+    runner = trial.runner()
+    [row] = await jobs.rows()
+    running = asyncio.create_task(runner.run(Ticket(row.id, 0)))
+    await eventually(lambda: asyncio.to_thread(notes, file), bool)
+    await runner.run(Ticket(row.id, 0))
+    is_kept = Ticket(row.id, 1) in runner._leases
+    running.cancel()
+    await asyncio.wait([running])
+
+    assert is_kept

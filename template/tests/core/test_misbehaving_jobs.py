@@ -396,3 +396,19 @@ async def test_leases_that_could_not_be_renewed_are_renewed_as_soon_as_they_can(
 
     # Instead of two seconds, a quarter of the lease.
     assert failed_at[1] - failed_at[0] < 1.5
+
+
+async def test_a_lease_is_not_renewed_beyond_the_time_it_is_held_for(
+    jobs: Jobs, database: Database, payload: Note
+) -> None:
+    await jobs.enqueue(definitions.note, payload)
+    [row] = await jobs.rows()
+    leases = JobLeases(database, 60)
+    due_at = []
+    for seconds in (0, 60):
+        leases.hold(Ticket(row.id, 0), seconds)
+        await leases._renew(database)
+        due_at += [each.due_at for each in await jobs.rows()]
+
+    assert due_at[0] == row.due_at
+    assert due_at[1] != row.due_at

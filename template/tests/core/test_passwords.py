@@ -237,3 +237,21 @@ def test_each_common_password_that_is_long_enough_is_refused_however_it_is_typed
     for word in long:
         assert weakness(word), word
         assert weakness(word.upper()), word
+
+
+async def test_a_hash_that_is_none_of_ours_costs_as_much_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hasher = passwords()
+    computed: list[str | bytes] = []
+    verify = PasswordHash.verify_and_update
+
+    def note(self: PasswordHash, password: str | bytes, hash: str | bytes) -> Any:  # noqa: A002
+        result = verify(self, password, hash)
+        # Not for one that is not even known.
+        computed.append(hash)
+        return result
+
+    monkeypatch.setattr(PasswordHash, "verify_and_update", note)
+    assert await hasher.verify("bernoulli numbers", "!") == (False, None)
+    assert computed == [hasher._nobodys_hash]

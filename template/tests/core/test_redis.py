@@ -439,3 +439,43 @@ async def test_the_pool_of_a_socket_can_be_made() -> None:
     async with open_redis(settings) as client:
         with pytest.raises(RedisUnavailableError):
             await client.call(write)
+
+
+async def test_what_began_before_an_outage_does_not_begin_another(redis_url: str) -> None:
+    settings = RedisSettings(REDIS_URL=SecretStr(redis_url), REDIS_TIMEOUT_SECONDS=30)
+    may_fail = asyncio.Event()
+
+    async def fail(_: Redis) -> None:
+        raise redis.ConnectionError
+
+    async def fail_late(client: Redis) -> None:
+        await may_fail.wait()
+        await fail(client)
+
+    async with open_redis(settings) as client:
+        late = asyncio.create_task(client.call(fail_late))
+        await asyncio.sleep(0)
+        with pytest.raises(RedisUnavailableError):
+            await client.call(fail)
+        await recovered(client)
+        may_fail.set()
+        with pytest.raises(RedisUnavailableError):
+            await late
+        assert client.is_available
+
+
+async def test_a_removal_that_is_cut_short_voids_all_that_is_cached(
+    redis_client: RedisClient,
+) -> None:
+    async def generation(client: Redis) -> object:
+        return await client.get(redis_client.generation_key)
+
+    async def remove(_: Redis) -> None:
+        await asyncio.sleep(30)
+
+    await redis_client.raw.set(redis_client.generation_key, "before")
+    removing = asyncio.create_task(redis_client.invalidate(remove))
+    await asyncio.sleep(0)
+    removing.cancel()
+    await asyncio.wait([removing])
+    assert await redis_client.call(generation) != b"before"

@@ -144,3 +144,12 @@ async def test_an_order_changed_since_it_was_read_is_not_overwritten(
 
     async with database.read_only() as session:
         assert (await OrderService(session, ADA).get(order.id)).status is OrderStatus.CONFIRMED
+
+
+async def test_confirming_notes_when_it_was(database: Database, orders: OrderFactory) -> None:
+    order = await orders.owned_by("ada").a_placed()
+    async with database.transaction() as session:
+        await OrderConfirmation(session).confirm(order.id, b"receipt")
+
+    async with database.read_only() as session:
+        assert (await OrderService(session, ADA).get(order.id)).updated_at > order.updated_at

@@ -211,3 +211,21 @@ def test_another_release_of_the_server_costs_nothing_but_speed(
     server.abort()
     assert not server.write("text")
     assert (server.is_closing, server.unsent_bytes, server.fragments) == (False, 0, 0)
+
+
+async def test_the_time_to_take_a_message_is_what_the_setting_says(hub: Hub) -> None:
+    server = Server()
+    connection = server.connect(hub, REALTIME_SEND_TIMEOUT_SECONDS=60)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(connection.serve)
+        await anyio.wait_all_tasks_blocked()
+        server.takes.clear()
+        connection.offer(NEWS, "a")
+        await anyio.wait_all_tasks_blocked()
+        now = asyncio.get_running_loop().time()
+        connection.check(now + 30)
+        assert hub.counters.too_slow == 0
+        connection.check(now + 61)
+        assert hub.counters.too_slow == 1
+        server.takes.set()
+    assert server.sent[-1]["code"] == 1013

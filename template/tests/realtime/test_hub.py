@@ -9,7 +9,8 @@ from starlette.requests import HTTPConnection
 from structlog.testing import capture_logs
 
 from app.core.channels import Channel
-from app.core.principal import ANONYMOUS
+from app.core.errors import TooManyRequestsError
+from app.core.principal import ANONYMOUS, Principal
 from app.realtime.hub import Hub, NoBroker, Receiver, stop
 from app.realtime.limits import RealtimeSettings
 
@@ -105,3 +106,15 @@ async def test_a_task_that_misses_its_cancellation_is_stopped_all_the_same() -> 
     with anyio.fail_after(20):
         await stop(task)
     assert task.done()
+
+
+async def test_who_has_left_makes_room_for_their_next_connection() -> None:
+    hub = Hub(RealtimeSettings(REALTIME_MAX_CONNECTIONS_PER_USER=1), {})
+    receiver = Hearer()
+    receiver.principal = Principal("ada")
+    for _ in range(2):
+        hub.admit(receiver.principal)
+        hub.enter(cast("Receiver", receiver), CONNECTION)
+        with pytest.raises(TooManyRequestsError):
+            hub.admit(receiver.principal)
+        await hub.exit(cast("Receiver", receiver), [])

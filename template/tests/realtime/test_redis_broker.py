@@ -294,6 +294,21 @@ async def test_an_outage_after_the_last_listener_has_left_is_logged(
                 await anyio.sleep(0.02)
 
 
+async def test_of_what_waits_for_redis_the_oldest_is_lost(
+    private_redis: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.realtime.redis_broker._MAX_WAITING", 3)
+    url = private_redis.start().url()
+    hearer = Hearer()
+    async with _hub(url) as (there, _), _hub(url) as (_, broker):
+        await there.listen(NEWS, "news", hearer)
+        # None of them can be sent in between.
+        for frame in "abcde":
+            broker.publish("news", frame)
+        await hearer.hears("e")
+    assert hearer.heard == ["c", "d", "e"]
+
+
 @asynccontextmanager
 async def _frozen(url: str) -> AsyncIterator[tuple[str, anyio.Event]]:
     """The same server by way of a proxy, which forwards only what connects once it is told to."""
@@ -407,3 +422,17 @@ async def _arrives(server: ServedProcess, channel: str, client: Client) -> None:
 async def _topics(redis: Redis, prefix: str) -> set[str]:
     names = await redis.pubsub_channels(f"{prefix}:realtime:*:[^$]*")
     return {os.fsdecode(name) for name in names}
+
+
+async def test_a_server_that_falls_silent_is_given_up(
+    private_redis: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.realtime.redis_broker._SILENCE_SECONDS", 0.1)
+    with capture_logs() as logs:
+        async with _hub(private_redis.start().url()) as (hub, _):
+            await hub.listen(NEWS, "news", Hearer())
+            private_redis.pause()
+            with anyio.fail_after(PATIENCE_SECONDS):
+                while "realtime_reader_disconnected" not in [line["event"] for line in logs]:
+                    await anyio.sleep(0.02)
+            private_redis.resume()
