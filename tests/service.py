@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -170,6 +171,22 @@ class Service:
             problem = f"{result.passed} tests passed and {result.skipped} were skipped"
             raise CommandFailedError(self._explain(command, 0, f"{output}\n{problem}"))
         return result
+
+    def run_inside(self, scenario: Path) -> None:
+        """Run a test of ours as one of the service's own; nothing of it stays.
+
+        Args:
+            scenario: The file, which may import the service and its fixtures.
+
+        Raises:
+            CommandFailedError: if it fails.
+        """
+        copied = self.folder / "tests" / f"test_{scenario.name}"
+        shutil.copyfile(scenario, copied)
+        try:
+            self.run(["pytest", "-n0", "-q", "-p", "no:cacheprovider", str(copied)])
+        finally:
+            copied.unlink()
 
     def _explain(self, command: list[str], status: int, output: str) -> str:
         shown = shlex.join(["uv", "run", *command])

@@ -19,10 +19,4 @@ def test_a_service_works_behind_pgbouncer_in_transaction_mode(
 ) -> None:
     if not shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin"):
         pytest.skip("install PgBouncer to have this run (Debian's package is pgbouncer)")
-    service = services(BEHIND)
-    copied = service.folder / "tests" / "test_pgbouncer.py"
-    shutil.copyfile(SCENARIO, copied)
-    try:
-        service.run(["pytest", "-n0", "-q", "-p", "no:cacheprovider", str(copied)])
-    finally:
-        copied.unlink()
+    services(BEHIND).run_inside(SCENARIO)

@@ -1,6 +1,5 @@
 """A standby made with pg_basebackup: one service fails over to it."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,4 @@ SCENARIO = Path(__file__).parent / "inside" / "standby.py"
 
 
 def test_a_service_fails_over_to_a_standby(services: Callable[[Combination], Service]) -> None:
-    service = services(WITH_STANDBY)
-    copied = service.folder / "tests" / "test_standby.py"
-    shutil.copyfile(SCENARIO, copied)
-    try:
-        service.run(["pytest", "-n0", "-q", "-p", "no:cacheprovider", str(copied)])
-    finally:
-        copied.unlink()
+    services(WITH_STANDBY).run_inside(SCENARIO)
