@@ -1,6 +1,7 @@
 """A rendered service with what it declares installed, and the commands that must pass in it."""
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,6 +19,8 @@ from tests.processor import children, collect, collect_all
 from tests.snapshot import read_tree
 
 TAIL_LINES = 60
+# In the stacks of what hung; those of an exception have a comma before "in".
+_DUMPED_FRAME = re.compile(r'  File ".*/site-packages/.*", line \d+ in ')
 _TURN_SECONDS = 0.5
 SUITE = ["pytest", "--cov"]
 TYPES = ["mypy"]
@@ -163,7 +166,8 @@ class Service:
         suite = SUITE if measured else SUITE[:1]
         options = [*chosen, *(["-k", expression] if expression else [])]
         options += [f"--ignore={left_out}"] if left_out else []
-        command = [*suite, "-n", processes, f"--junitxml={report.name}", "-q", *options]
+        # Verbose: the last line names the test that hung, as the dump of its stacks does not.
+        command = [*suite, "-n", processes, f"--junitxml={report.name}", "-v", *options]
         output = self.run(command)
         result = read_junit(report)
         report.unlink()
@@ -190,7 +194,8 @@ class Service:
 
     def _explain(self, command: list[str], status: int, output: str) -> str:
         shown = shlex.join(["uv", "run", *command])
-        tail = "\n".join(output.splitlines()[-TAIL_LINES:])
+        lines = [line for line in output.splitlines() if not _DUMPED_FRAME.match(line)]
+        tail = "\n".join(lines[-TAIL_LINES:])
         return (
             f"`{shown}` ended with status {status}. In the template's folder, reproduce it with\n\n"
             f"  {self._render_command} && (cd ../service && {shown})\n\n{tail}"

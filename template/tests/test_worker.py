@@ -1,6 +1,5 @@
 import asyncio
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -227,16 +226,11 @@ async def test_a_worker_that_cannot_show_that_it_is_alive_ends(
 
 
 async def test_a_worker_without_a_place_for_its_heartbeat_says_so_and_does_not_start(
-    tmp_path: Path, database_url: str
+    work: Work, tmp_path: Path
 ) -> None:
     file = tmp_path / "missing" / "heartbeat.json"
-    result = await anyio.run_process(
-        [sys.executable, "-m", "app.worker"],
-        check=False,
-        env={**os.environ, "DATABASE_URL": database_url, "WORKER_HEARTBEAT_FILE": str(file)},
-        cwd=Path(__file__).parents[1],
-    )
-    assert result.returncode == 1
-    [line] = result.stderr.decode().splitlines()
+    async with work({"WORKER_HEARTBEAT_FILE": str(file)}, ready=False) as worker:
+        assert await worker.wait() == 1
+    [line] = worker.logs().splitlines()
     assert line.startswith("The worker cannot start")
     assert "WORKER_HEARTBEAT_FILE: name a file in a folder that can be written" in line

@@ -360,9 +360,10 @@ async def test_an_entry_that_somebody_keeps_alive_ends_nevertheless(
 ) -> None:
     async with start(AUTH_CACHE_TTL_SECONDS=0.3) as process:
         user = await Accounts(process.state).add()
-        assert await process.ask(user) == 200
-        with Redis.from_url(redis_url) as redis:
-            assert redis.persist(next(iter(entries(redis_url))))
+        with anyio.fail_after(30), Redis.from_url(redis_url) as redis:
+            # On a busy machine it may have ended before it could be kept.
+            while not any(redis.persist(key) for key in entries(redis_url)):
+                assert await process.ask(user) == 200
         async with database.transaction() as session:
             await session.execute(update(User).where(User.id == user.id).values(is_active=False))
 

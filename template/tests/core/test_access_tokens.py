@@ -8,7 +8,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import anyio
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -275,14 +274,16 @@ def test_an_expired_token_is_refused_but_for_a_small_leeway(
         late.verify(token)
 
 
-async def test_a_remembered_token_is_forgotten_when_it_expires() -> None:
-    tokens = access_tokens(lambda: time.time() - 899, JWT_LEEWAY_SECONDS=0)
+def test_a_remembered_token_is_looked_at_again_once_it_has_expired(
+    tokens: AccessTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
     token = issue(tokens)
-    expires_at = tokens.verify(token).expires_at
-    while datetime.now(UTC) < expires_at:
-        await anyio.sleep(0.05)
-    with pytest.raises(InvalidTokenError):
-        tokens.verify(token)
+    remembered = tokens.verify(token)
+    assert tokens.verify(token) is remembered
+    late = time.time() + tokens.lifetime_seconds
+    # The clock by which it looks at a token again stays as it is.
+    monkeypatch.setattr(time, "time", lambda: late)
+    assert tokens.verify(token) is not remembered
 
 
 def test_what_is_remembered_is_bounded_and_holds_no_token() -> None:

@@ -65,12 +65,12 @@ def payload(tmp_path: Path) -> Note:
 async def test_who_blocks_the_event_loop_beyond_a_lease_loses_neither_its_job_nor_others(
     jobs: Jobs, settings: Settings, payload: Note
 ) -> None:
-    lease, taken = 1.5, list[Ticket]()
+    lease, taken = 2.5, list[Ticket]()
 
     async def take() -> None:
         """Be another worker's relay, with an event loop of its own."""
         others = jobs.database.twin()
-        for _ in range(25):
+        for _ in range(40):
             async with others.transaction() as session:
                 taken.extend(await outbox.take_due(session, 9, timedelta(seconds=9)))
             await asyncio.sleep(0.1)

@@ -3,8 +3,6 @@
 import os
 import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import anyio
 import httpx2
 
+from tests.fixtures.process import ModuleProcess
 from tests.fixtures.server import ServedProcess
 
 _START_SECONDS = 90
@@ -28,24 +27,21 @@ def _supervised(database_url: str, folder: Path) -> Iterator[ServedProcess]:
         "ENVIRONMENT": "production",
         "DATABASE_URL": database_url,
         "SHUTDOWN_DRAIN_SECONDS": "4",
-        "PYTHONPATH": str(Path.cwd()),
     }
-    command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory"]
     output = folder / "output.log"
-    with output.open("wb") as file:
-        process = subprocess.Popen(
-            [*command, "--workers", "2", "--port", str(port)],
-            cwd=folder,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    process = ModuleProcess(
+        "tests.core.grouped_uvicorn",
+        ["app.main:create_app", "--factory", "--workers", "2", "--port", str(port)],
+        folder=folder,
+        environment=environment,
+        output=output,
+    )
     try:
         yield ServedProcess(f"http://127.0.0.1:{port}", process, output)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
         process.wait()
 
 
