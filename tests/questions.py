@@ -43,6 +43,9 @@ GOOD_ANSWERS: tuple[dict[str, Any], ...] = (
     {"python_version": "3.12"},
     {"python_version": 3.13},
     {"python_version": "3.14"},
+    {"deployment": "none"},
+    {"deployment": "docker", "database": "sqlite"},
+    {"deployment": "kubernetes"},
     {"include_example": "no"},
     {"include_example": True},
 )
@@ -124,6 +127,7 @@ BAD_ANSWERS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"database": "mysql"}, "database: choose one of postgresql, sqlite"),
     ({"database": "PostgreSQL"}, "database: choose one of postgresql, sqlite"),
     ({"database": ""}, "database: choose one of postgresql, sqlite"),
+    ({"deployment": "helm"}, "deployment: choose one of none, docker, kubernetes"),
     ({"include_example": "maybe"}, "include_example: answer true or false"),
     ({"include_example": None}, "include_example: answer true or false"),
     ({"include_example": 2}, "include_example: answer true or false"),
@@ -138,6 +142,10 @@ BAD_ANSWERS: tuple[tuple[dict[str, Any], str], ...] = (
 CONTRADICTIONS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"use_arq": True, "use_redis": False}, "use_arq: needs use_redis;"),
     ({"use_arq": "y", "use_redis": "n"}, "use_arq: needs use_redis;"),
+    (
+        {"deployment": "kubernetes", "database": "sqlite"},
+        "deployment: kubernetes needs database=postgresql, because SQLite is for one machine",
+    ),
     (
         {**TEXTS, "project_slug": "redis", "use_redis": True},
         "project_slug: cannot be that of a package which comes with use_redis, because no project",

@@ -20,6 +20,8 @@ from copier._vcs import clone, get_repo
 from pytest_copie.plugin import Copie
 
 Answers = Mapping[str, str | bool]
+# What only adds files is left out unless a test asks for it: tests/test_deployment.py does.
+WITHOUT_FILES: Answers = {"deployment": "none"}
 
 
 def question_names(template: Path) -> set[str]:
@@ -43,8 +45,12 @@ class Renderer:
         self.template = template
         self._copie = Copie(template, folder, folder / "unused")
 
-    def render(self, answers: Answers) -> Path:
-        """Copy the template with these answers, the defaults for the rest, and answer the folder.
+    def render(self, answers: Answers, *, others: Answers = WITHOUT_FILES) -> Path:
+        """Copy the template and answer the folder.
+
+        Args:
+            answers: What the test is about.
+            others: What else to answer; the rest are the template's defaults.
 
         Raises:
             ValueError: for an answer to a question that does not exist.
@@ -54,7 +60,7 @@ class Renderer:
             raise ValueError(f"the template does not ask for {', '.join(sorted(unknown))}")
         with pytest.MonkeyPatch.context() as patch, fast_copier():
             patch.setattr(pytest_copie.plugin, "run_copy", _copy_as_a_user)
-            result = self._copie.copy(dict(answers))
+            result = self._copie.copy({**others, **answers})
         if result.exception is not None:
             raise result.exception
         if result.project_dir is None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.combinations import COMBINATIONS
-from tests.rendering import Renderer
+from tests.rendering import WITHOUT_FILES, Renderer
 from tests.service import clean_environment
 from tests.snapshot import read_tree
 from tests.update.repository import TemplateRepository, commit, run_git
@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_it_renders_what_the_harness_renders(
     repository: TemplateRepository, renderer: Renderer, tmp_path: Path
 ) -> None:
-    answers = COMBINATIONS[1].answers
+    answers = {**WITHOUT_FILES, **COMBINATIONS[1].answers}
     data = [part for k, v in answers.items() for part in ("--data", f"{k}={str(v).lower()}")]
     service = tmp_path / "service"
     options = ["--defaults", "--vcs-ref", repository.head, *data]
@@ -72,7 +72,7 @@ def test_it_renders_the_same_on_any_machine(
         "copy", *options, repository.folder, service, folder=elsewhere, extra=extra, umask=0o077
     )
     assert result.returncode == 0, result.stderr
-    assert contents(service) == contents(renderer.render({}))
+    assert contents(service) == contents(renderer.render({}, others={}))
 
 
 def test_it_updates_without_trust_and_says_where_to_look(

@@ -67,12 +67,13 @@ def test_the_prompt_refuses_it_too(template: Path, name: str, value: str) -> Non
 
 
 def test_defaults_alone_render_a_service(renderer: Renderer) -> None:
-    stored = yaml.safe_load((renderer.render({}) / ".copier-answers.yml").read_text())
+    stored = yaml.safe_load((renderer.render({}, others={}) / ".copier-answers.yml").read_text())
     stored.pop("_src_path")
     assert stored == {
         "author_email": "",
         "author_name": "",
         "database": "postgresql",
+        "deployment": "docker",
         "description": "A service with an HTTP API.",
         "include_example": True,
         "license": "Proprietary",

@@ -10,7 +10,7 @@ import copier
 import pytest
 import yaml
 
-from tests.rendering import fast_copier
+from tests.rendering import WITHOUT_FILES, fast_copier
 from tests.snapshot import ROOT, copy_template
 from tests.update.next_release import make_next_release
 
@@ -50,12 +50,13 @@ class TemplateRepository:
     def render(self, version: str, destination: Path, **answers: Any) -> Path:
         """Render a release as a service, without git."""
         known = self.questions(version)
-        data = {name: answer for name, answer in answers.items() if answer or name in known}
+        others = {name: answer for name, answer in WITHOUT_FILES.items() if name in known}
+        given = {name: answer for name, answer in answers.items() if answer or name in known}
         with fast_copier():
             copier.run_copy(
                 str(self.folder),
                 destination,
-                data=data,
+                data={**others, **given},
                 defaults=True,
                 quiet=True,
                 unsafe=False,
