@@ -11,7 +11,7 @@ from copier._jinja_ext import SandboxedEnvironment
 from jinja2 import StrictUndefined
 
 from tests.branches import conditions, jinja_files, recorded_branches
-from tests.combinations import COMBINATIONS, Combination
+from tests.combinations import COMBINATIONS, Combination, parse_combination
 from tests.questions import BAD_ANSWERS, CONTRADICTIONS, GOOD_ANSWERS, refusal
 from tests.rendering import Renderer
 from tests.snapshot import ROOT, template_files
@@ -47,6 +47,9 @@ def test_every_condition_goes_both_ways(
         updated = repository.copy(repository.head, folder / "branches-updated")
         # Not to the release that is made up: its lines are not those of the working tree.
         update(updated, version=repository.head)
+        # Combinations are without the files of `deployment`.
+        for name in ("postgresql", "postgresql+redis", str(COMBINATIONS[0])):
+            renderer.render({**parse_combination(name).answers, "deployment": "kubernetes"})
         # The largest, the smallest and so on: a few of them are enough.
         for combination in both_ends(COMBINATIONS):
             renderer.render(combination.answers)
