@@ -65,7 +65,6 @@ UNKNOWN = (
     "gunicorn",
     "kubernetes",
     "opentelemetry",
-    "prometheus",
     "telemetry",
 )
 

@@ -6,6 +6,7 @@ from app.api import include_routers
 from app.core.errors import install_error_handlers
 from app.core.http_stack import install_http_stack
 from app.core.logging import configure_logging
+from app.core.metrics import MetricsEndpoint
 from app.lifespan import create_lifespan
 from app.settings import InvalidSettingsError, Settings, load_settings
 
@@ -31,6 +32,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     include_routers(app)
+    app.routes.append(MetricsEndpoint(settings).route)
     install_error_handlers(app)
     install_http_stack(app, settings, https_only=settings.is_production)
     return app

@@ -21,7 +21,7 @@ from app.auth.exceptions import (
 from app.auth.models import RefreshToken
 from app.auth.repository import SessionRepository
 from app.auth.schemas import LoginForm, TokenPair
-from app.auth.throttle import LoginThrottle
+from app.auth.throttle import LOGINS, LoginThrottle
 from app.core.access_tokens import AccessTokens
 from app.core.database import Database, clock
 from app.core.events import record
@@ -106,12 +106,14 @@ class LoginService:
         try:
             pair = await self._try(email, form.password.get_secret_value(), client, log)
         except InvalidCredentialsError:
+            LOGINS.labels("failed").inc()
             raise
         except BaseException:
             # A database that is away or a deadline: no failure of theirs, and no answer to a guess.
             with CancelScope(shield=True):
                 await attempt.take_back()
             raise
+        LOGINS.labels("succeeded").inc()
         await attempt.succeed()
         return pair
 

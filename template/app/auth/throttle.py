@@ -5,6 +5,7 @@ import math
 from hashlib import sha256
 
 import structlog
+from prometheus_client import Counter
 from pydantic import Field
 
 from app.auth.exceptions import LoginThrottledError
@@ -20,6 +21,8 @@ _BACKOFF = ((4, 7200), (2, 900), (1, 60))
 _EVERYWHERE = (20, 3600)
 _ADDRESS = ((6, 3600), (1, 60))
 _PSEUDONYM_LENGTH = 16
+
+LOGINS = Counter("auth_logins", "Logins that succeeded, failed or were throttled.", ["outcome"])
 
 logger = structlog.get_logger(__name__)
 
@@ -78,6 +81,7 @@ class LoginThrottle:
             if wait is not None:
                 # Attempts that are refused do not prolong the wait.
                 await attempt.take_back()
+                LOGINS.labels("throttled").inc()
                 logger.warning(
                     "auth.login_throttled", account=attempt.account, retry_after_seconds=wait
                 )

@@ -15,6 +15,7 @@ import structlog
 from arq.constants import in_progress_key_prefix
 from arq.utils import poll
 from arq.worker import Worker, func
+from prometheus_client import Gauge
 from redis.asyncio import ConnectionPool
 
 from app.core.arq_redis import ConfinedArqRedis
@@ -37,6 +38,12 @@ _NO_LIMIT = 1_000_000
 _TICKET_LIFE = timedelta(minutes=5)
 # A ticket may be used from the moment on that the relay's clock shows, by the worker's clock.
 _CLOCKS_DIFFER = timedelta(hours=1)
+
+_QUEUED = Gauge(
+    "job_queue_length",
+    "Jobs that wait for a worker, or are in the hands of one.",
+    multiprocess_mode="livemostrecent",
+)
 
 logger = structlog.get_logger(__name__)
 
@@ -82,7 +89,14 @@ class ArqQueue:
 
     async def room(self) -> int:
         """How many more tickets to give it now."""
-        return _MAX_QUEUED - int(await self._redis.zcard(self._queue))
+        return _MAX_QUEUED - await self._length()
+
+    async def measure(self) -> None:
+        """Set the metric of its length."""
+        _QUEUED.set(await self._length())
+
+    async def _length(self) -> int:
+        return int(await self._redis.zcard(self._queue))
 
     async def push(self, ticket: Ticket) -> None:
         """Add a ticket; does nothing when it is queued already."""

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import structlog
 from fastapi import Depends
+from prometheus_client import Counter
 from pydantic import BaseModel, Field, ValidationError
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
@@ -60,6 +61,12 @@ if redis.call('GET', KEYS[1]) == ARGV[1] then
     redis.call('DEL', KEYS[1])
 end
 """
+
+_READS = Counter(
+    "cache_reads",
+    "Answers asked for: a hit, a miss, or bypassed as Redis is away.",
+    ["space", "result"],
+)
 
 M = TypeVar("M", bound=BaseModel)
 Load = Callable[[], Awaitable[M]]
@@ -162,11 +169,14 @@ class Cache:
         try:
             found = await self._find(key, schema, space.model)
         except REDIS_ERRORS:
+            _READS.labels(space.name, "bypassed").inc()
             return await load()
         except ValidationError:
             logger.warning("cache_entry_invalid", space=space.name)
             await self.forget(key)
-            return await load()
+            found = None
+        is_hit = isinstance(found, space.model)
+        _READS.labels(space.name, "hit" if is_hit else "miss").inc()
         if isinstance(found, _Lease):
             return await self._load(key, found, space, load)
         return await load() if found is None else found

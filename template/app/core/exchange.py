@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message, Receive, Scope, Send
 
 from app.core.admission import admit
+from app.core.metrics import observe_request
 from app.core.request_id import choose_request_id
 from app.core.routing import below_prefix, declared_methods, route_path, route_template
 from app.core.security_headers import SecurityHeaders
@@ -20,8 +21,8 @@ logger = structlog.get_logger("app.request")
 SERVER_RECEIVE = "app.server_receive"
 """Where a request's scope has the server's own `receive`: what routes get is a wrapper."""
 
-# Orchestrators call these every few seconds, by address.
-PROBES = "/health/"
+# Orchestrators and monitoring call these every few seconds, by address.
+PROBES = ("/health/", "/metrics")
 # Paths that no route claims share one label: they are chosen by whoever scans the service.
 UNMATCHED_ROUTE = "unmatched"
 # nginx's code for a client that hung up before an answer; it is only logged.
@@ -198,18 +199,22 @@ class Exchange:
                 left -= len(message.get("body", b""))
 
     def log(self) -> None:
-        """Write the access line; the query string may hold personal data and is left out."""
+        """Write the access line, and count; the query may hold personal data and is left out."""
         scope = self.scope
         log = logger.debug if route_path(scope).startswith(PROBES) else logger.info
         ended_at = self._complete_at or perf_counter()
         client = scope.get("client")
+        route = route_template(scope) or UNMATCHED_ROUTE
+        status = CLIENT_CLOSED_REQUEST if self._disconnected else self._status
+        seconds = ended_at - self._started_at
+        observe_request(self._method, route, status, seconds)
         log(
             "request",
             method=self._method,
-            route=route_template(scope) or UNMATCHED_ROUTE,
+            route=route,
             path=scope["path"],
-            status=CLIENT_CLOSED_REQUEST if self._disconnected else self._status or None,
-            duration_ms=round((ended_at - self._started_at) * 1000, 3),
+            status=status or None,
+            duration_ms=round(seconds * 1000, 3),
             bytes=self._bytes,
             client=client[0] if client else None,
             **({} if self._complete_at else {"aborted": True}),

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.core.exchange import UNMATCHED_ROUTE
+from app.core.metrics import observe_request
 from app.core.problems import problem_response
 from app.core.request_id import choose_request_id
 from app.core.routing import route_template
@@ -72,15 +73,18 @@ class Handshake:
         await response(self.scope, self._receive, send)
 
     def log(self, status: int) -> None:
-        """Write the access line: 101 is a connection that was accepted, and may last."""
+        """Write the access line, and count: 101 is an accepted connection, which may last."""
         scope = self.scope
         client = scope.get("client")
+        route = route_template(scope) or UNMATCHED_ROUTE
+        seconds = perf_counter() - self._started_at
+        observe_request("WEBSOCKET", route, status, seconds)
         logger.info(
             "websocket",
-            route=route_template(scope) or UNMATCHED_ROUTE,
+            route=route,
             path=scope["path"],
             status=status,
-            duration_ms=round((perf_counter() - self._started_at) * 1000, 3),
+            duration_ms=round(seconds * 1000, 3),
             client=client[0] if client else None,
         )
 

@@ -49,14 +49,16 @@ def _is_host(value: str) -> bool:
     return value == "*" or bool(_HOST_NAME.fullmatch(value))
 
 
-def _is_proxy(value: str) -> bool:
-    if value == UNIX:
-        return True
+def _is_network(value: str) -> bool:
     try:
         ip_network(value)
     except ValueError:
         return False
     return True
+
+
+def _is_proxy(value: str) -> bool:
+    return value == UNIX or _is_network(value)
 
 
 def _is_plain(origin: str) -> bool:
@@ -104,6 +106,12 @@ class HttpSettings(Section):
         description="Addresses of the proxies whose X-Forwarded-For and X-Forwarded-Proto count; "
         "`unix` for whoever connects to a Unix socket that the service listens on.",
     )
+    METRICS_NETWORKS: Annotated[
+        CommaSeparated, _each(_is_network, "an IP address or a network such as 10.0.0.0/8")
+    ] = Field(
+        default=["127.0.0.0/8", "::1"],
+        description="Networks from which `/metrics` may be read, straight and not through a proxy.",
+    )
     MAX_BODY_SIZE: int = Field(
         default=1_048_576, gt=0, description="The largest request body, in bytes."
     )
@@ -128,3 +136,5 @@ class HttpSettings(Section):
             yield "ALLOWED_ORIGINS: must be https:// in production, except on this machine"
         if any(map(_is_almost_everybody, self.TRUSTED_PROXIES)):
             yield "TRUSTED_PROXIES: name the proxies; whoever is one can claim any address"
+        if any(map(_is_almost_everybody, self.METRICS_NETWORKS)):
+            yield "METRICS_NETWORKS: name those of your monitoring; metrics tell strangers much"

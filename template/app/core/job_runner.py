@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx2
 import structlog
+from prometheus_client import Histogram
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.core import dead_letters, outbox
@@ -27,6 +28,7 @@ from app.core.jobs import (
     PayloadMismatchError,
     UnfinishedError,
 )
+from app.core.metrics import SECONDS
 from app.core.outbox import OutboxJob, SupersededError, Ticket
 
 # A worker that has to end does not wait for a database that hangs.
@@ -36,6 +38,13 @@ _MAX_LOST = 10
 _MAX_TRACEBACK = 20_000
 # How long others go first; the queue must have forgotten the ticket by then.
 _TURN = timedelta(seconds=0.3)
+
+_TRIES = Histogram(
+    "job_try_duration_seconds",
+    "Tries of jobs, by what came of them.",
+    ["job", "outcome"],
+    buckets=(*SECONDS, 60, 300),
+)
 
 logger = structlog.get_logger(__name__)
 
@@ -131,16 +140,21 @@ class JobRunner:
     async def _try(self, row: OutboxJob, held: Ticket) -> None:
         definition = self._jobs.get(row.name)
         started = time.monotonic()
+        outcome = "done"
         try:
             await self._handle(definition, row, held)
         except SupersededError:
+            outcome = "superseded"
             logger.warning("job_superseded")
         except UnfinishedError:
+            outcome = "unfinished"
             await self._give_back(held, _TURN)
         except Exception as error:  # noqa: BLE001
-            await self._fail(row, held, definition, error)
-        else:
-            logger.info("job_done", seconds=round(time.monotonic() - started, 3))
+            outcome = await self._fail(row, held, definition, error)
+        seconds = time.monotonic() - started
+        _TRIES.labels(row.name, outcome).observe(seconds)
+        if outcome == "done":
+            logger.info("job_done", seconds=round(seconds, 3))
 
     async def _handle(self, definition: Job[Any] | None, row: OutboxJob, held: Ticket) -> None:
         if definition is None:
@@ -175,19 +189,20 @@ class JobRunner:
 
     async def _fail(
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, error: Exception
-    ) -> None:
+    ) -> str:
         if definition is None or isinstance(error, PayloadMismatchError):
             delay = next_offer(row, self._lease, self._rollout)
-            store, event = outbox.refuse, "job_refused"
+            store, event, outcome = outbox.refuse, "job_refused", "refused"
         else:
             delay = _next_try(row, definition, error)
-            store, event = outbox.postpone, "job_will_be_retried"
+            store, event, outcome = outbox.postpone, "job_will_be_retried", "failed"
         reason = describe(error)
         try:
             if delay is None:
                 # The end names the error, which may be of any length.
                 trace = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
                 await self._bury(row, held, definition, reason, trace)
+                outcome = "dead_letter"
                 logger.error("job_became_dead_letter", error=reason, exception=trace)
             else:
                 async with self._database.transaction() as session:
@@ -195,12 +210,14 @@ class JobRunner:
                 seconds = round(delay.total_seconds(), 3)
                 logger.warning(event, error=reason, in_seconds=seconds)
         except SupersededError:
+            outcome = "superseded"
             logger.warning("job_superseded", error=reason)
         except Exception as problem:
             if not is_unavailable(problem):
                 raise
             # The lease ends, and the job comes up again.
             logger.exception("job_outcome_not_stored", error=reason)
+        return outcome
 
     async def _bury(
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, reason: str, trace: str

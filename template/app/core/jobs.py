@@ -57,6 +57,12 @@ class JobSettings(Section):
         description="Where a worker shows that it is alive; in the system's folder for temporary "
         "files by default. Workers on one machine need different ones to be told apart.",
     )
+    WORKER_METRICS_PORT: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="Where a worker answers `/metrics`; 0 for nowhere.",
+    )
 
 
 @dataclass(frozen=True, slots=True)

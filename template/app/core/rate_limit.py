@@ -10,6 +10,7 @@ from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from typing import NamedTuple, Protocol, TypeAlias
 
+from prometheus_client import Counter
 from pydantic import Field
 from starlette.requests import HTTPConnection
 
@@ -19,6 +20,7 @@ from app.core.routing import route_template
 from app.core.settings import Section
 
 _NANOSECONDS = 1_000_000_000
+_REJECTED = Counter("rate_limit_rejections", "Requests that a rate limit has refused.")
 _Expiries: TypeAlias = "OrderedDict[str, array[int]]"
 
 
@@ -220,6 +222,7 @@ class RateLimitDependency:
         decision = await limiter.hit(key, limit)
         _announce(connection, decision)
         if not decision.allowed:
+            _REJECTED.inc()
             raise TooManyRequestsError(
                 "Too many requests; see Retry-After.",
                 headers={"Retry-After": str(_whole_seconds(decision))},

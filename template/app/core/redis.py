@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import structlog
 from anyio import fail_after
 from fastapi import Depends
+from prometheus_client import Counter, Gauge
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -61,6 +62,13 @@ _OUTAGE: Final = (
 _OUTAGE_REPLY: Final = re.compile(
     r"(^|: -)(BUSY|LOADING|MASTERDOWN|MISCONF|NOREPLICAS|OOM|READONLY) "
 )
+
+_OPEN = Gauge(
+    "redis_breaker_open",
+    "Whether Redis is taken for unavailable, by some process at least.",
+    multiprocess_mode="livemax",
+)
+_OUTAGES = Counter("redis_outages", "How often the breaker has opened.")
 
 T = TypeVar("T")
 Command = Callable[[Redis], Awaitable[T]]
@@ -140,6 +148,7 @@ class RedisClient:
         self._recovery: asyncio.Task[None] | None = None
         self._outages = 0
         self._closed = False
+        _OPEN.set(0)
 
     def key(self, *parts: str) -> str:
         """Name a key: the service's prefix, then the parts."""
@@ -244,6 +253,8 @@ class RedisClient:
 
     def _open(self, error: Exception) -> None:
         self._outages += 1
+        _OUTAGES.inc()
+        _OPEN.set(1)
         logger.warning("redis_unavailable", error=type(error).__name__, reason=str(error)[:200])
         # An empty context: it is no part of the request that happened to notice.
         self._recovery = asyncio.create_task(self._recover(), context=Context())
@@ -266,6 +277,7 @@ class RedisClient:
                 continue
             break
         self._recovery = None
+        _OPEN.set(0)
         logger.info("redis_recovered", outage_seconds=round(time.monotonic() - began, 3))
 
     async def _probe(self, client: Redis) -> None:

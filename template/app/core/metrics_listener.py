@@ -1,0 +1,60 @@
+"""Where a worker, which serves nothing else, answers `GET /metrics`."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from ipaddress import ip_network
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.types import Receive, Scope, Send
+
+from app.core.http_settings import HttpSettings
+from app.core.metrics import Metrics, MetricsEndpoint
+
+
+@asynccontextmanager
+async def open_listener(settings: HttpSettings, port: int, metrics: Metrics) -> AsyncIterator[None]:
+    """Answer until the end of the block, to whom the service would.
+
+    Args:
+        settings: Who may read.
+        port: Where to listen, on all addresses unless only this machine may read; 0 for nowhere.
+        metrics: What to tell.
+
+    Raises:
+        OSError: the port is in use.
+    """
+    if not port:
+        yield
+        return
+    routes = Starlette(routes=[MetricsEndpoint(settings).route])
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        await routes({**scope, "state": {"metrics": metrics}}, receive, send)
+
+    is_local = all(ip_network(network).is_loopback for network in settings.METRICS_NETWORKS)
+    config = uvicorn.Config(
+        answer,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config)
+    with socket.create_server(("127.0.0.1" if is_local else "", port)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            await serving
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # The worker has handlers of its own.
+        yield
