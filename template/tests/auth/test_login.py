@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import update
 
 from app.core.access_tokens import AccessTokens
@@ -229,3 +230,18 @@ async def test_a_token_says_no_more_than_it_must(
 
     assert claims.subject == str(user.id)
     assert (claims.role, claims.epoch) == ("user", 0)
+
+
+async def test_logins_are_counted_by_what_came_of_them(
+    make_app: MakeApp, connect: Connect, user: Account
+) -> None:
+    def counted() -> list[float]:
+        outcomes = ("succeeded", "failed", "throttled")
+        labels = [{"outcome": outcome} for outcome in outcomes]
+        return [REGISTRY.get_sample_value("auth_logins_total", each) or 0 for each in labels]
+
+    before = counted()
+    async with connect(make_app(LOGIN_FAILURES_PER_ACCOUNT=1)) as client:
+        for password in (PASSWORD, "wrong", "wrong"):
+            await client.post(TOKEN, data={"username": user.email, "password": password})
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [1, 1, 1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from prometheus_client import REGISTRY
 from pydantic import BaseModel, SecretStr
 from redis import Redis
 from sqlalchemy import event, text
@@ -413,3 +414,17 @@ async def test_the_removal_follows_the_commit(
         event.listen(session.sync_session, "after_commit", lambda _: order.append("committed"))
         record(session, THINGS.changed("ada", 1))
     assert order == ["committed", "removed"]
+
+
+async def test_hits_and_misses_are_counted(open_cache: OpenCache) -> None:
+    def counted() -> list[float]:
+        results = ("hit", "miss")
+        labels = [{"space": "things", "result": result} for result in results]
+        return [REGISTRY.get_sample_value("cache_reads_total", each) or 0 for each in labels]
+
+    before = counted()
+    source = Source()
+    async with open_cache() as cache:
+        for _ in range(3):
+            await cache.get_or_load(THINGS, "ada", 1, source.load)
+    assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 1]

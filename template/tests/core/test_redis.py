@@ -16,6 +16,7 @@ import redis
 import trustme
 from anyio.abc import ByteReceiveStream, ByteSendStream, ByteStream
 from anyio.streams.tls import TLSListener
+from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection
@@ -479,3 +480,17 @@ async def test_a_removal_that_is_cut_short_voids_all_that_is_cached(
     removing.cancel()
     await asyncio.wait([removing])
     assert await redis_client.call(generation) != b"before"
+
+
+async def test_the_metrics_tell_whether_the_breaker_is_open(redis_url: str) -> None:
+    async def fail(client: Redis) -> None:
+        raise OSError("away")
+
+    outages = REGISTRY.get_sample_value("redis_outages_total") or 0
+    async with open_redis(RedisSettings(REDIS_URL=SecretStr(redis_url))) as client:
+        with pytest.raises(RedisUnavailableError):
+            await client.call(fail)
+        assert REGISTRY.get_sample_value("redis_breaker_open") == 1
+        await recovered(client)
+    assert REGISTRY.get_sample_value("redis_breaker_open") == 0
+    assert REGISTRY.get_sample_value("redis_outages_total") == outages + 1

@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from prometheus_client import REGISTRY
 from starlette.requests import HTTPConnection
 from structlog.testing import capture_logs
 
@@ -12,6 +13,7 @@ from app.core.principal import ANONYMOUS
 from app.realtime import hub as hub_module
 from app.realtime.hub import Hub, Receiver
 from app.realtime.limits import RealtimeSettings
+from app.realtime.metrics import HubMetrics
 
 NEWS = Channel("news", messages=())
 CONNECTION = HTTPConnection({"type": "websocket", "headers": []})
@@ -88,3 +90,18 @@ async def test_a_process_that_offers_no_channels_reports_nothing() -> None:
     hub = Hub(RealtimeSettings(), {})
     enter(hub, 0)
     assert await reports(hub) == []
+
+
+async def test_the_metrics_pass_on_what_the_hub_counts() -> None:
+    def opened() -> float:
+        return REGISTRY.get_sample_value("realtime_connections_opened_total") or 0
+
+    before = opened()
+    hub = Hub(RealtimeSettings(), {"news": NEWS})
+    metrics = HubMetrics(hub)
+    for waiting in (2, 5):
+        enter(hub, waiting)
+        metrics.measure()
+    assert opened() - before == 2
+    assert REGISTRY.get_sample_value("realtime_connections") == 2
+    assert REGISTRY.get_sample_value("realtime_messages_waiting") == 7
