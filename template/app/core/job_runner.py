@@ -42,7 +42,7 @@ _TURN = timedelta(seconds=0.3)
 _TRIES = Histogram(
     "job_try_duration_seconds",
     "Tries of jobs, by what came of them.",
-    ["job", "outcome"],
+    ["name", "outcome"],
     buckets=(*SECONDS, 60, 300),
 )
 

@@ -14,7 +14,7 @@ from tests.jobs import definitions
 from tests.jobs.definitions import Note
 
 TRIES = "job_try_duration_seconds_count"
-DONE = {"job": "tests.note", "outcome": "done"}
+DONE = {"name": "tests.note", "outcome": "done"}
 
 
 def _free_port() -> int:
