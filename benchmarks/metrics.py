@@ -2,10 +2,11 @@
 
 Run it in a rendered service, with the environment that production needs, such as
 
-    ENVIRONMENT=production DATABASE_URL=sqlite:///benchmark.db uv run python .../benchmarks/metrics.py
+    ENVIRONMENT=production DATABASE_URL=sqlite:///x.db uv run python .../benchmarks/metrics.py
 
 The three run at once and take turns. What is compared is the processor's time that a request takes
-of the server, which is what limits its throughput, and which a busy machine changes least.
+of the server, which is what limits its throughput, in the quietest rounds: others on the machine
+only ever add to it.
 """
 
 import os
@@ -111,9 +112,12 @@ def main() -> None:
             {name: server.microseconds(REQUESTS) for name, server in servers.items()}
             for _ in range(ROUNDS)
         ]
-    for name in servers:
-        cost = statistics.median(each[name] for each in rounds)
-        share = statistics.median(each["without"] / each[name] for each in rounds)
+    costs = {
+        name: statistics.mean(sorted(each[name] for each in rounds)[: ROUNDS // 3])
+        for name in servers
+    }
+    for name, cost in costs.items():
+        share = costs["without"] / cost
         print(f"{name:14} {cost:7.1f} us a request   throughput {share:.3f}")
 
 
