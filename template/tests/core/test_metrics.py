@@ -37,7 +37,7 @@ async def get_limited() -> None:
     """A route that may be asked once."""
 
 
-def value_of(text: str, name: str, **labels: str) -> float:
+def value_of(text: str, name: str, /, **labels: str) -> float:
     """The sum of all samples with this name and these labels."""
     return sum(
         sample.value
