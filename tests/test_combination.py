@@ -1,5 +1,6 @@
 """What holds for every combination, up to the service's own tests in an environment of its own."""
 
+import secrets
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ IMPORTS = ["lint-imports", "--no-logo"]
 DEPENDENCIES = ["deptry", "."]
 # A sixth of the time of a suite, and the same requests wherever the same is described.
 FUZZ = "tests/test_contract_fuzz.py"
+START_WITHOUT_FILES = Path(__file__).parent / "inside" / "start_without_files.py"
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 Rendered = Callable[[Combination], Path]
 
@@ -74,6 +76,24 @@ def test_imports_point_one_way(service: Service) -> None:
 
 def test_it_declares_what_it_imports(service: Service) -> None:
     service.run(DEPENDENCIES)
+
+
+def test_it_starts_where_nothing_can_be_written(
+    combination: Combination, service: Service, tmp_path: Path
+) -> None:
+    secret = secrets.token_hex(32)
+    database_urls = {
+        "postgresql": f"postgresql://service:{secret}@127.0.0.1:1/service",
+        "sqlite": f"sqlite:///{tmp_path}/service.db",
+    }
+    variables = {
+        "ENVIRONMENT": "production",
+        "DATABASE_URL": database_urls[combination.database],
+        "REDIS_URL": "redis://127.0.0.1:1/0",
+        "SECRET_KEY": secret,
+        "PYTHONPATH": str(service.folder),
+    }
+    service.run(["python", "-B", str(START_WITHOUT_FILES)], extra=variables)
 
 
 def test_just_check_runs_what_is_run_here(service: Service) -> None:
