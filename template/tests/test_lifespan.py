@@ -1,6 +1,5 @@
 """Start and end of the service, as a process of its own under uvicorn."""
 
-import json
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +21,7 @@ _PATIENCE_SECONDS = 30
 
 
 def events(server: ServedProcess) -> list[str]:
-    return [json.loads(line)["event"] for line in server.logs().splitlines()]
+    return [line["event"] for line in server.lines()]
 
 
 async def ready(client: httpx2.AsyncClient) -> tuple[int, Any]:
