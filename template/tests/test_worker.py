@@ -1,8 +1,9 @@
 import asyncio
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -10,6 +11,7 @@ import pytest
 import structlog
 from sqlalchemy import update
 
+from app import worker_lifespan
 from app.core.heartbeat import find_problem
 from app.core.outbox import OutboxJob
 from devtools.valkey import ValkeyServer
@@ -70,8 +72,7 @@ async def test_a_worker_does_jobs_soon_logs_their_cause_and_is_ready_until_it_is
 
     assert (done.tries, done.due_at) == (1, None)
     assert await lines(tmp_path / "notes") == ["done"]
-    logged = [json.loads(line) for line in worker.logs().splitlines()]
-    [line] = [line for line in logged if line["event"] == "job_done"]
+    [line] = worker.lines(event="job_done")
     assert (line["request_id"], line["job"], line["job_try"]) == ("cause-1", "tests.note", 1)
 
 
@@ -223,6 +224,22 @@ async def test_a_worker_that_cannot_show_that_it_is_alive_ends(
             has_ended = worker.task.done()
 
     assert has_ended
+
+
+async def test_a_worker_ends_although_what_runs_beside_the_jobs_misses_its_cancellation(
+    work_here: WorkHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def miss_it_once(*_: object) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(worker_lifespan, "listen", miss_it_once)
+
+    async with work_here() as worker:
+        await eventually(partial(problem, worker.heartbeat, ready=True), lambda found: not found)
+
+    assert worker.task.done()
 
 
 async def test_a_worker_without_a_place_for_its_heartbeat_says_so_and_does_not_start(

@@ -22,13 +22,13 @@ from app.core.arq_redis import ConfinedArqRedis
 from app.core.job_runner import JobRunner
 from app.core.jobs import JobRegistry
 from app.core.outbox import Ticket
+from app.core.tasks import end_tasks
 
 # Short enough to be sent again within a lease; the backlog waits in the outbox.
 _MAX_QUEUED = 1000
 _POLL_SECONDS = 0.1
 _HEALTH_SECONDS = 5
 _RESTART_SECONDS = 1.0
-_CANCELLATIONS = 3
 # A little longer than the runner's own limit.
 _GIVING_BACK_SECONDS = 6
 _RUN = "run"
@@ -149,7 +149,7 @@ class ArqQueue:
         remaining = stopped_at + self._settings.SHUTDOWN_TIMEOUT_SECONDS - time.monotonic()
         if leftover:
             await asyncio.wait(leftover, timeout=max(remaining, _GIVING_BACK_SECONDS))
-        await _end(leftover, _GIVING_BACK_SECONDS)
+        await end_tasks(*leftover, patience_seconds=_GIVING_BACK_SECONDS)
         with suppress(Exception):
             await self._redis.delete(self._health_key)
 
@@ -228,19 +228,7 @@ async def _drain(worker: Worker, polling: asyncio.Task[None]) -> None:
     await asyncio.wait({polling, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
     if worker.main_task is not None:
-        await _end({worker.main_task}, 1)
-
-
-async def _end(tasks: set[asyncio.Task[Any]], patience_seconds: float) -> None:
-    for _ in range(_CANCELLATIONS):
-        tasks = {task for task in tasks if not task.done()}
-        if not tasks:
-            return
-        # Once is not enough: what waits for Redis just then may take it for a lost connection.
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks, timeout=patience_seconds)
-    logger.error("queue_tasks_not_ended", count=len(tasks))
+        await end_tasks(worker.main_task)
 
 
 def _note_failure(task: asyncio.Task[Any]) -> None:

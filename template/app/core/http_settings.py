@@ -113,7 +113,10 @@ class HttpSettings(Section):
         description="Networks from which `/metrics` may be read, straight and not through a proxy.",
     )
     MAX_BODY_SIZE: int = Field(
-        default=1_048_576, gt=0, description="The largest request body, in bytes."
+        default=1_048_576,
+        gt=0,
+        le=1_099_511_627_776,
+        description="The largest request body, in bytes.",
     )
     REQUEST_TIMEOUT_SECONDS: float = Field(
         default=30, gt=0, le=3600, description="How long a request may take to start its answer."

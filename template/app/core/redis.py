@@ -31,6 +31,7 @@ from starlette.requests import HTTPConnection
 
 from app.core.errors import ServiceUnavailableError
 from app.core.redis_settings import KeyPrefix, RedisSettings
+from app.core.tasks import end_tasks
 
 __all__ = [
     "REDIS_ERRORS",
@@ -219,8 +220,7 @@ class RedisClient:
         """Close every connection; from then on `call` fails."""
         self._closed = True
         if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.wait([self._recovery])
+            await end_tasks(self._recovery)
         await self.raw.aclose()
 
     async def _bounded(self, command: Command[T]) -> T:

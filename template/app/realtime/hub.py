@@ -17,6 +17,7 @@ from app.core.channels import Channel, Message, Published
 from app.core.errors import ServiceUnavailableError, TooManyRequestsError
 from app.core.events import EventBus
 from app.core.principal import Principal
+from app.core.tasks import end_tasks
 from app.realtime.limits import RealtimeSettings
 from app.realtime.schemas import EventFrame
 from app.realtime.statistics import Counters, Statistics
@@ -27,8 +28,6 @@ GOING_AWAY = 1012
 _CHECK_SECONDS = 1.0
 _REPORT_CHECKS = 60
 _LEAVE_SECONDS = 5.0
-_STOP_SECONDS = 1.0
-_STOP_TRIES = 5
 
 logger = structlog.get_logger(__name__)
 
@@ -289,22 +288,6 @@ class Hub:
                     reported = found
 
 
-async def stop(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks, and wait for their end for some seconds.
-
-    It is said again and again: on Python 3.11 `asyncio.wait_for`, which libraries use, swallows a
-    cancellation that comes just when it is done.
-    """
-    left = set(tasks)
-    for _ in range(_STOP_TRIES):
-        for task in left:
-            task.cancel()
-        _, left = await asyncio.wait(left, timeout=_STOP_SECONDS)
-        if not left:
-            return
-    logger.error("realtime_tasks_lost", tasks=sorted(task.get_name() for task in left))
-
-
 @asynccontextmanager
 async def open_hub(
     settings: RealtimeSettings, events: EventBus, channels: Mapping[str, Channel]
@@ -323,4 +306,4 @@ async def open_hub(
         yield hub
     finally:
         await hub.close()
-        await stop(watching)
+        await end_tasks(watching)

@@ -17,7 +17,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from app.core.redis import REDIS_ERRORS, RedisClient, RedisSettings, create_pool
-from app.realtime.hub import Hub, stop
+from app.core.tasks import end_tasks
+from app.realtime.hub import Hub
 
 _CHANNEL = "realtime"
 # What waits for Redis; beyond it the oldest is lost.
@@ -275,4 +276,4 @@ async def open_broker(
         yield broker
     finally:
         await broker.flush()
-        await stop(reading, writing)
+        await end_tasks(reading, writing)

@@ -251,7 +251,7 @@ async def test_a_cancelled_transaction_gives_its_locks_back_at_once(database: Da
             await session.execute(forever)
     assert scope.cancelled_caught
 
-    with anyio.fail_after(6):
+    with anyio.fail_after(3):
         async with database.transaction() as session:
             await session.execute(text("UPDATE counters SET value = value + 10"))
             assert (await session.get_one(Counter, 1)).value == 10

@@ -1,7 +1,6 @@
 """What somebody's handler does costs its own job, neither its neighbours nor the worker."""
 
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -222,7 +221,7 @@ async def test_a_worker_outlives_exits_and_ends_although_a_job_and_its_thread_do
 
     assert exited.error == "HandlerExitedError: SystemExit: done"
     assert stubborn.error.startswith("HandlerStuckError")
-    logged = {(line := json.loads(text))["event"]: line for text in worker.logs().splitlines()}
+    logged = {line["event"]: line for line in worker.lines()}
     assert "SystemExit" in logged["exit_in_a_task_ignored"]["exception"]
     end = logged["worker_ended_by_force"]
     assert (end["tasks"], end["threads"]) == (["tests.stubborn"], ["endless"])

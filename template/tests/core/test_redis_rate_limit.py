@@ -71,7 +71,7 @@ async def test_waiting_as_long_as_told_is_enough(limiter: RedisRateLimiter) -> N
         pass
     assert refused.remaining == 0
     assert 0 < refused.reset_after_seconds <= 0.5
-    # Its clock may go a little slower than this process waits.
+    # The event loop can end a wait a millisecond early.
     await asyncio.sleep(refused.reset_after_seconds + 0.01)
     assert (await limiter.hit("key", limit)).allowed
 

@@ -1,6 +1,5 @@
 """The HTTP stack under a real server: what clients and the log get when things fail."""
 
-import json
 import signal
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,17 +17,11 @@ PREFIX = "/api/v1/misbehaving"
 PATIENCE_SECONDS = 30
 
 
-def lines(server: ServedProcess, **fields: Any) -> list[dict[str, Any]]:
-    """The log lines with these fields; every line of the process must be JSON."""
-    written = [json.loads(line) for line in server.logs().splitlines()]
-    return [line for line in written if fields.items() <= line.items()]
-
-
 async def soon(server: ServedProcess, **fields: Any) -> dict[str, Any]:
     """Wait for the one log line with these fields."""
     with anyio.fail_after(PATIENCE_SECONDS):
         # The log is another process's file: there is no event to wait for.
-        while not (found := lines(server, **fields)):
+        while not (found := server.lines(**fields)):
             await anyio.sleep(0.02)
     [line] = found
     return line
@@ -135,7 +128,7 @@ async def _the_servers_own_lines_look_like_ours(server: ServedProcess) -> None:
     started = await soon(server, event="Application startup complete.")
     assert (started["logger"], started["level"]) == ("uvicorn.error", "info")
     # Starting it has taken a probe or more.
-    probe = lines(server, event="request", path="/health/live")[0]
+    probe = server.lines(event="request", path="/health/live")[0]
     assert (probe["level"], probe["route"]) == ("debug", "/health/live")
 
 
@@ -152,7 +145,7 @@ async def test_a_request_that_outlasts_the_shutdown_is_told_to_come_back(
 ) -> None:
     async with serve(app=APP, **limited) as server:
         # Probes are logged for debugging only.
-        assert not lines(server, event="request")
+        assert not server.lines(event="request")
         stream = await connect(server)
         async with stream:
             await stream.send(f"GET {PREFIX}/sleep HTTP/1.1\r\nHost: x\r\n\r\n".encode())

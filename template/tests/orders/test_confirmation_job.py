@@ -27,7 +27,7 @@ from devtools.valkey import ValkeyServer
 from tests.factories.orders import OrderFactory, order_body
 from tests.fixtures.caller import Caller
 from tests.fixtures.jobs import Jobs, Work, WorkHere, eventually
-from tests.fixtures.server import Serve, ServedProcess
+from tests.fixtures.server import NO_RESPONSE, Serve, ServedProcess
 
 PATH = "/api/v1/orders"
 # Enough for each kill to fall among orders that are being placed and confirmed.
@@ -272,7 +272,7 @@ async def _place_some(
         async def place() -> None:
             try:
                 placed = await client.post(PATH, json=order_body())
-            except httpx2.TransportError:
+            except NO_RESPONSE:
                 # Killed: perhaps after the commit. The order then counts, but nobody knows of it.
                 return
             if placed.status_code == 201:

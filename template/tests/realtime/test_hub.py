@@ -1,6 +1,5 @@
 """The hub of one process: nobody's failure is anybody else's."""
 
-import asyncio
 from typing import Any, cast
 
 import anyio
@@ -11,7 +10,7 @@ from structlog.testing import capture_logs
 from app.core.channels import Channel
 from app.core.errors import TooManyRequestsError
 from app.core.principal import ANONYMOUS, Principal
-from app.realtime.hub import Hub, NoBroker, Receiver, stop
+from app.realtime.hub import Hub, NoBroker, Receiver
 from app.realtime.limits import RealtimeSettings
 
 NEWS = Channel("news", messages=())
@@ -92,20 +91,6 @@ async def test_a_connection_that_is_cancelled_while_it_leaves_leaves_everything(
         hub.deliver(topic, "frame")
     assert receiver.heard == []
     assert broker.forgotten == ["news", "ticker"]
-
-
-async def test_a_task_that_misses_its_cancellation_is_stopped_all_the_same() -> None:
-    async def deaf_once() -> None:
-        try:
-            await asyncio.sleep(3600)
-        except asyncio.CancelledError:
-            await asyncio.sleep(3600)
-
-    task = asyncio.create_task(deaf_once())
-    await anyio.wait_all_tasks_blocked()
-    with anyio.fail_after(20):
-        await stop(task)
-    assert task.done()
 
 
 async def test_who_has_left_makes_room_for_their_next_connection() -> None:
