@@ -39,7 +39,9 @@ RENDERS = [(choice, name) for choice, names in CHOICES.items() for name in names
 OVERLAYS = ("staging", "production")
 # The oldest that its makers still looked after when this was written, and the newest.
 KUBERNETES_VERSIONS = ("1.35", "1.37")
+# Of what is in deploy/, rules and dashboards (deploy/observability) are everywhere.
 OWN_FOLDERS = (".devcontainer", ".dockerignore", "deploy", "devtools/deployment.py")
+OWN_FILES = (".devcontainer", ".dockerignore", "deploy/Dockerfile", "devtools/deployment.py")
 
 Rendered = tuple[str, Combination, Path]
 Manifests = list[dict[str, Any]]
@@ -283,7 +285,7 @@ def test_an_older_service_gets_no_files_and_can_have_them(
         update(service, repository.head)
         answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
         assert answers["deployment"] == "none"
-        assert not any((service / name).exists() for name in OWN_FOLDERS)
+        assert not any((service / name).exists() for name in OWN_FILES)
         commit(service, "Update")
         update(service, repository.head, deployment="kubernetes")
         assert conflicts(service) == []
