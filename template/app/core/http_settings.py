@@ -121,6 +121,12 @@ class HttpSettings(Section):
     REQUEST_TIMEOUT_SECONDS: float = Field(
         default=30, gt=0, le=3600, description="How long a request may take to start its answer."
     )
+    HEAD_TIMEOUT_SECONDS: float = Field(
+        default=10,
+        ge=0.1,
+        le=300,
+        description="How long a client may take to send the head of a request.",
+    )
     SEND_TIMEOUT_SECONDS: float = Field(
         default=30,
         ge=0.1,
