@@ -66,7 +66,6 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from None
     count_orphans()
     config.stash[_PROCESSOR] = processor_seconds()
-    config.addinivalue_line("filterwarnings", "always::tests.service.SecondAttemptWarning")
     if not hasattr(config, "workerinput"):
         # The workers are children of this process.
         config.stash[_OWN_RUN_FOLDER] = make_run_folder()

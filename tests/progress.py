@@ -1,6 +1,5 @@
 """Tells a person which combination is at which step, and at the end what that proved and cost."""
 
-import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from time import monotonic
@@ -9,7 +8,6 @@ import pytest
 
 from tests.costs import Costs
 from tests.groups import STEPS_FILE, group_of
-from tests.service import SecondAttemptWarning
 
 # By the first that the node id begins with.
 STAGES = (
@@ -26,7 +24,6 @@ STAGES = (
 )
 OTHER_STAGE = "template"
 COSTLIEST = 5
-MOST_SECOND_ATTEMPTS = 3
 
 
 @dataclass
@@ -59,7 +56,6 @@ class Progress:
     _tests: Counter[str] = field(default_factory=Counter)
     _skipped: Counter[str] = field(default_factory=Counter)
     _fuzzed: Counter[bool] = field(default_factory=Counter)
-    _second_attempts: list[str] = field(default_factory=list)
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
         """Say that a combination begins a step that takes a while."""
@@ -96,19 +92,6 @@ class Progress:
             count = f", {ran} tests" if ran else ""
             self._say(f"{combination}: {name} {report.outcome}, {report.duration:.1f} s{count}")
 
-    def pytest_warning_recorded(
-        self, warning_message: warnings.WarningMessage, nodeid: str
-    ) -> None:
-        """Keep what passed at its second attempt only."""
-        if issubclass(warning_message.category, SecondAttemptWarning):
-            tests = str(warning_message.message).partition("\n")[0]
-            self._second_attempts.append(f"{nodeid}: {tests}")
-
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Fail a run in which more than a few tests needed a second attempt."""
-        if len(self._second_attempts) > MOST_SECOND_ATTEMPTS:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self) -> None:
         """Say what was run, what it took, and what was not run."""
@@ -120,10 +103,6 @@ class Progress:
         self.reporter.section("combinations")
         for combination, cost in sorted(self._combinations.items()):
             line(f"{combination}: {self._tests[combination]} own tests, {cost}")
-        if self._second_attempts:
-            self.reporter.section("suites that passed at the second attempt only")
-            for attempt in self._second_attempts:
-                line(attempt)
         self.reporter.section("costs")
         for stage, cost in sorted(self._stages.items(), key=lambda item: -item[1].processor):
             line(f"{stage}: {cost}")
@@ -136,10 +115,6 @@ class Progress:
             line(f"skipped: {count} tests: {reason}")
         if not self._skipped:
             line("skipped: nothing")
-        line(
-            f"second attempts: in {len(self._second_attempts)} suites, shown above; in more than "
-            f"{MOST_SECOND_ATTEMPTS} the run fails"
-        )
         if self._fuzzed[False]:
             line(
                 f"contract fuzz: in {self._fuzzed[True]} combinations; the other "

@@ -1,6 +1,5 @@
 """A rendered service with what it declares installed, and the commands that must pass in it."""
 
-import json
 import os
 import re
 import shlex
@@ -9,9 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,10 +19,6 @@ from tests.processor import children, collect, collect_all
 from tests.snapshot import read_tree
 
 TAIL_LINES = 60
-# Tests of one suite that may fail in its run and pass alone: more have a cause in common.
-MOST_REPEATED = 2
-_FAILED_TESTS = Path(".pytest_cache/v/cache/lastfailed")
-_GATE_FAILED = "FAIL Required test coverage"
 # In the stacks of what hung; those of an exception have a comma before "in".
 _DUMPED_FRAME = re.compile(r'  File ".*/site-packages/.*", line \d+ in ')
 _TURN_SECONDS = 0.5
@@ -45,10 +39,6 @@ _PRIVATE_PREFIXES = (
 
 class CommandFailedError(AssertionError):
     """A command of a service failed; the message reproduces it and ends with its output."""
-
-
-class SecondAttemptWarning(UserWarning):
-    """A test of a service failed in the run of its suite and passed alone."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +148,7 @@ class Service:
         expression: str = "",
         left_out: str = "",
     ) -> SuiteResult:
-        """Run the service's own tests; what fails has a second attempt, alone.
-
-        The suites are some 53,000 tests with real processes, clocks and signals, on machines that
-        stand still for seconds now and then. Whatever passes at its second attempt only is warned
-        about, which the run's summary shows; see decision 0015.
+        """Run the service's own tests.
 
         Args:
             workers: How many processes of pytest-xdist.
@@ -172,8 +158,7 @@ class Service:
             left_out: A file to leave out.
 
         Raises:
-            CommandFailedError: if one fails twice, more than `MOST_REPEATED` fail, one is skipped
-                or hangs, the coverage is too low, or there is none.
+            CommandFailedError: if one fails or is skipped, or there is none.
         """
         report = self.folder / ".junit.xml"
         # One worker beside the process that waits for it would only cost its start.
@@ -183,32 +168,13 @@ class Service:
         options += [f"--ignore={left_out}"] if left_out else []
         # Verbose: the last line names the test that hung, as the dump of its stacks does not.
         command = [*suite, "-n", processes, f"--junitxml={report.name}", "-v", *options]
-        output, failed = self._run_tests(command, report)
+        output = self.run(command)
         result = read_junit(report)
         report.unlink()
-        if failed:
-            self.run(["pytest", "-n0", "-v", *failed])
-            warnings.warn(SecondAttemptWarning(f"{', '.join(failed)}\n{output}"), stacklevel=2)
-            result = replace(result, passed=result.passed + len(failed))
         if result.passed == 0 or result.skipped:
             problem = f"{result.passed} tests passed and {result.skipped} were skipped"
             raise CommandFailedError(self._explain(command, 0, f"{output}\n{problem}"))
         return result
-
-    def _run_tests(self, command: list[str], report: Path) -> tuple[str, list[str]]:
-        """Run a suite; the end of its output, and the few tests that failed."""
-        cache = self.folder / _FAILED_TESTS
-        cache.unlink(missing_ok=True)
-        try:
-            return self.run(command), []
-        except CommandFailedError as error:
-            # What hangs ends the process, which leaves no report.
-            if not report.exists() or not cache.exists() or _GATE_FAILED in str(error):
-                raise
-            failed = sorted(json.loads(cache.read_text()))
-            if len(failed) > MOST_REPEATED:
-                raise
-            return str(error), failed
 
     def run_inside(self, scenario: Path) -> None:
         """Run a test of ours as one of the service's own; nothing of it stays.

@@ -1,14 +1,11 @@
 """What a run says at its end."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from warnings import WarningMessage
 
 import pytest
 
 from tests.groups import STEPS_FILE
 from tests.progress import Progress
-from tests.service import SecondAttemptWarning
 
 SUITE = f"{STEPS_FILE}::test_its_own_tests_pass[sqlite]"
 TYPES = f"{STEPS_FILE}::test_types_are_strict[sqlite]"
@@ -30,13 +27,6 @@ class Terminal:
 
     def ensure_newline(self) -> None:
         pass
-
-
-@dataclass
-class Session:
-    """The part of a session that decides how the run ends."""
-
-    exitstatus: int = 0
 
 
 def report(
@@ -84,21 +74,3 @@ def test_what_was_skipped_is_named_with_its_reason() -> None:
         report(SUITE, 40, 30, tests=500), report(BROWSER, 0, 0, skipped="install Chromium")
     )
     assert "skipped: 1 tests: Skipped: install Chromium" in lines
-
-
-def test_second_attempts_are_shown_and_more_than_three_fail_the_run() -> None:
-    terminal = Terminal()
-    progress = Progress(terminal)  # type: ignore[arg-type]
-    progress.pytest_runtest_logreport(report(SUITE, 40, 30, tests=500))
-    session = Session()
-    for number in range(1, 5):
-        warning = SecondAttemptWarning(f"test_it.py::test_{number}")
-        message = WarningMessage(warning, SecondAttemptWarning, "service.py", 1)
-        progress.pytest_warning_recorded(message, SUITE)
-        progress.pytest_sessionfinish(session)  # type: ignore[arg-type]
-        assert session.exitstatus == (number > 3)
-
-    progress.pytest_terminal_summary()
-
-    assert f"{SUITE}: test_it.py::test_4" in terminal.lines
-    assert any(line.startswith("second attempts: in 4 suites") for line in terminal.lines)
