@@ -105,6 +105,12 @@ def test_a_bad_variable_gets_one_line_that_says_what_is_expected(
     assert expected in line
 
 
+def test_every_number_has_a_largest_value() -> None:
+    for name, schema in Settings.model_json_schema()["properties"].items():
+        if schema.get("type") in {"integer", "number"}:
+            assert schema.keys() & {"maximum", "exclusiveMaximum"}, name
+
+
 def test_every_bad_variable_is_reported_at_once(environment: SetEnvironment) -> None:
     environment(LOG_LEVEL="loud", MAX_BODY_SIZE="large", DEBUG="perhaps")
     variables = {line.partition(":")[0] for line in refusal().splitlines()}

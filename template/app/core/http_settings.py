@@ -105,7 +105,10 @@ class HttpSettings(Section):
         "`unix` for whoever connects to a Unix socket that the service listens on.",
     )
     MAX_BODY_SIZE: int = Field(
-        default=1_048_576, gt=0, description="The largest request body, in bytes."
+        default=1_048_576,
+        gt=0,
+        le=1_099_511_627_776,
+        description="The largest request body, in bytes.",
     )
     REQUEST_TIMEOUT_SECONDS: float = Field(
         default=30, gt=0, le=3600, description="How long a request may take to start its answer."

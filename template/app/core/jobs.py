@@ -39,16 +39,19 @@ class JobSettings(Section):
     JOB_RETENTION_SECONDS: int = Field(
         default=7 * 86_400,
         ge=60,
+        le=315_360_000,
         description="How long finished jobs are kept, so that their ids are not used again.",
     )
     DEAD_LETTER_RETENTION_SECONDS: int = Field(
         default=90 * 86_400,
         ge=3600,
+        le=315_360_000,
         description="How long jobs that were given up are kept for somebody to look at them.",
     )
     JOB_ROLLOUT_SECONDS: int = Field(
         default=3600,
         ge=0,
+        le=31_536_000,
         description="How long a job that a worker's release does not know waits for a worker that "
         "does: longer than old and new releases work side by side.",
     )

@@ -26,12 +26,17 @@ _WORD_LENGTH = 8
 _MIN_BITS = 70
 _MIN_DISTINCT_CHARACTERS = 10
 _PLACEHOLDERS = re.compile(
-    r"change.?(me|this|it)|example|insecure|placeholder|your.?secret", re.IGNORECASE
+    r"change.?(me|this|it)|example|insecure|placeholder|your.{0,12}secret", re.IGNORECASE
+)
+# Random ones that documents of FastAPI and Flask print.
+_PUBLISHED = (
+    "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",
+    "192b9bdd22ab9ed4d12e236c78afcb9a393ec15f71bbf5dc987d54727823bcbf",
 )
 
 
 def looks_made_up(secret: str) -> bool:
-    """Whether a secret is a placeholder, or consists of words, runs and repetitions.
+    """Whether a secret is a placeholder, published, or made of words, runs and repetitions.
 
     What `openssl rand` and Python's `secrets` make of 32 bytes passes; of 10,000 random secrets of
     24 bytes one may not.
@@ -39,6 +44,7 @@ def looks_made_up(secret: str) -> bool:
     return (
         len(set(secret)) < _MIN_DISTINCT_CHARACTERS
         or bool(_PLACEHOLDERS.search(secret))
+        or any(published in secret.lower() for published in _PUBLISHED)
         or _bits(secret) < _MIN_BITS
     )
 

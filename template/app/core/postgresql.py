@@ -105,7 +105,10 @@ class DatabaseSettings(Section):
         default=5, gt=0, le=300, description="How long a request waits for a free connection."
     )
     DB_POOL_RECYCLE_SECONDS: int = Field(
-        default=1800, ge=1, description="The age at which a connection is replaced."
+        default=1800,
+        ge=1,
+        le=31_536_000,
+        description="The age at which a connection is replaced.",
     )
     DB_CONNECT_TIMEOUT_SECONDS: float = Field(default=5, gt=0, le=300)
     DB_STATEMENT_TIMEOUT_SECONDS: float = Field(
@@ -121,8 +124,12 @@ class DatabaseSettings(Section):
         default_factory=socket.gethostname,
         description="What pg_stat_activity calls this process; the host (pod) by default.",
     )
-    WEB_CONCURRENCY: int = Field(default=1, ge=1, description="Server processes of one replica.")
-    REPLICAS: int = Field(default=1, ge=1, description="Replicas, for the connection budget.")
+    WEB_CONCURRENCY: int = Field(
+        default=1, ge=1, le=1000, description="Server processes of one replica."
+    )
+    REPLICAS: int = Field(
+        default=1, ge=1, le=100_000, description="Replicas, for the connection budget."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -140,7 +147,8 @@ class DatabaseSettings(Section):
             return
         url = self.DATABASE_URL.get_secret_value()
         given, parts = password(url), urlsplit(url)
-        names = ("postgres", "postgresql", parts.username or "", parts.path)
+        in_query = (option(url, name) or "" for name in ("user", "database", "dbname"))
+        names = ("postgres", "postgresql", parts.username or "", parts.path, *in_query)
         # No password at all may mean a client certificate, a password file or IAM.
         if given is not None and (not given or is_well_known(given, *names)):
             yield "DATABASE_URL: has an empty or well-known password; choose a long random one"

@@ -1,6 +1,8 @@
 """What a PostgreSQL URL may say, and how it is told to the driver and to the settings."""
 
 import re
+import ssl
+from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qs, quote, unquote, urlencode, urlsplit
 
@@ -8,7 +10,11 @@ from app.core.settings import SettingError
 
 _SCHEMES = ("postgresql", "postgres", "postgresql+asyncpg")
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _CHOICES = {
+    "gsslib": ("gssapi", "sspi"),
+    "ssl_max_protocol_version": _TLS_VERSIONS,
+    "ssl_min_protocol_version": _TLS_VERSIONS,
     "sslmode": _SSL_MODES,
     "ssl": _SSL_MODES,
     "sslnegotiation": ("postgres", "direct"),
@@ -71,6 +77,7 @@ _DROPPED = (
     "sslsni",
     "tcp_user_timeout",
 )
+_FILES = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
 _SECONDS = {
     "connect_timeout": "DB_CONNECT_TIMEOUT_SECONDS",
     "pool_timeout": "DB_POOL_TIMEOUT_SECONDS",
@@ -171,6 +178,8 @@ def _translate(url: str) -> str:
         message = "has a #; percent-encode / ? # in passwords"
         raise SettingError(message)
     options = _options(parts.query)
+    if options.get("sslrootcert") == "system":
+        options |= _trust_the_system(options)
     _check(options, parts.query)
     if "ssl" in options:
         # SQLAlchemy's and asyncpg's name for it.
@@ -181,6 +190,17 @@ def _translate(url: str) -> str:
 
 def _options(query: str) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+
+
+def _trust_the_system(options: dict[str, str]) -> dict[str, str]:
+    """What libpq means by `sslrootcert=system`, in terms of a file."""
+    if options.get("sslmode", "verify-full") != "verify-full":
+        message = "has an sslrootcert=system, which needs sslmode=verify-full"
+        raise SettingError(message)
+    return {
+        "sslmode": "verify-full",
+        "sslrootcert": ssl.get_default_verify_paths().cafile or "the system's certificates",
+    }
 
 
 def _check(options: dict[str, str], query: str) -> None:
@@ -198,6 +218,14 @@ def _check(options: dict[str, str], query: str) -> None:
     for name, choices in _CHOICES.items():
         if name in options and options[name] not in choices:
             message = f"has an unknown {name}; use one of {', '.join(choices)}"
+            raise SettingError(message)
+    direct = options.get("sslnegotiation") == "direct"
+    if direct and options.get("sslmode") not in ("require", "verify-ca", "verify-full"):
+        message = "has an sslnegotiation=direct, which needs sslmode=require or verify-full"
+        raise SettingError(message)
+    for name in _FILES:
+        if name in options and not Path(options[name]).is_file():
+            message = f"has an {name} that is no file"
             raise SettingError(message)
     for name in sorted(_NUMBERS & options.keys()):
         if not (options[name].isascii() and options[name].isdigit()):

@@ -50,7 +50,7 @@ class RealtimeSettings(Section):
     )
     REALTIME_HEARTBEAT_SECONDS: float = Field(
         default=20,
-        gt=0,
+        ge=0.1,
         le=3600,
         description="How often a client is pinged, and how long it may take to answer.",
     )

@@ -22,10 +22,12 @@ from app.core.made_up import looks_made_up
         "f2c8a1d4906b7e35f2c8a1d4906b7e35",
         "DjangoInsecure#2024!ProductionServer$Key",
         "a1b2" * 16,
+        "your-256-bit-secret-your-256-bit-secret",
+        "09d25e094faa6ca2556c818166b7a9563b93f7099f6f0f4caa6cf63b88e8d3e7",
         "",
     ],
 )
-def test_words_runs_and_repetitions_are_made_up(secret: str) -> None:
+def test_words_runs_repetitions_and_what_documents_print_are_made_up(secret: str) -> None:
     assert looks_made_up(secret)
 
 

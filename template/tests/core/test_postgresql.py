@@ -52,8 +52,8 @@ async def opened(url: str, **values: Any) -> AsyncIterator[Database]:
         ("postgresql://u:p@ss@db/app", "postgresql://u:p%40ss@db/app"),
         ("postgresql://u@a:1,b:2/app", "postgresql://u@a:1,b:2/app"),
         (
-            "postgresql://u@db/app?sslmode=verify-full&channel_binding=require&sslrootcert=/ca.pem",
-            "postgresql://u@db/app?sslmode=verify-full&sslrootcert=%2Fca.pem",
+            "postgresql://u@db/app?sslmode=verify-full&channel_binding=require",
+            "postgresql://u@db/app?sslmode=verify-full",
         ),
         (
             "postgresql://u@db/app?schema=public&pgbouncer=true&connection_limit=5&pool_timeout=3",
@@ -108,6 +108,8 @@ def test_the_password_is_not_printed() -> None:
         ("postgresql://u:ChangeMe@db/app", True),
         ("postgresql://u:@db/app", True),
         ("postgresql://u@db/app?password=secret", True),
+        ("postgresql://db/app?user=ada&password=ada", True),
+        ("postgresql://u:shop@db/app?dbname=shop", True),
         ("postgresql://u:long-and-random@db/app", False),
         ("postgresql://u@db/app", False),
     ],

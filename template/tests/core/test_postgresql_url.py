@@ -1,11 +1,13 @@
 """The options that a PostgreSQL URL may have, and what becomes of each."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.core.postgresql import DatabaseSettings
+from app.core.postgresql_url import normalize_url, option
 from app.settings import InvalidSettingsError, load_settings
 
 
@@ -60,6 +62,19 @@ def test_another_name_of_sslmode_is_translated() -> None:
     assert url == "postgresql://u:hunter2@db/app?sslmode=require"
 
 
+def test_the_certificates_of_the_system_are_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "ca.pem"
+    file.touch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+
+    url = normalize_url("postgresql://u@db/app?sslrootcert=system")
+
+    assert option(url, "sslmode") == "verify-full"
+    assert option(url, "sslrootcert") == str(file)
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -72,6 +87,13 @@ def test_another_name_of_sslmode_is_translated() -> None:
         ("statement_cache_size=500", "unknown statement_cache_size; use one of 0"),
         ("pgbouncer=yes", "unknown pgbouncer"),
         ("schema=shop", "unknown schema; use one of public"),
+        ("ssl_min_protocol_version=1.2", "unknown ssl_min_protocol_version; use one of TLSv1"),
+        ("ssl_max_protocol_version=TLSv9", "unknown ssl_max_protocol_version"),
+        ("gsslib=other", "unknown gsslib"),
+        ("sslmode=verify-full&sslrootcert=/missing/ca.pem", "sslrootcert that is no file"),
+        ("sslcert=/missing&sslkey=/missing", "sslcert that is no file"),
+        ("sslmode=require&sslrootcert=system", "which needs sslmode=verify-full"),
+        ("sslnegotiation=direct", "which needs sslmode=require or verify-full"),
         ("statement_timeout=5s", "statement_timeout that is no whole number of milliseconds"),
         ("connection_limit=many", "connection_limit that is no whole number"),
     ],
