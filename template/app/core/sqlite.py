@@ -2,13 +2,16 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
+from weakref import WeakSet
 
 import aiosqlite
+import anyio
 from pydantic import AfterValidator, Field, SecretStr
 from sqlalchemy import (
     AdaptedConnection,
@@ -20,16 +23,21 @@ from sqlalchemy import (
     literal,
     text,
 )
-from sqlalchemy.engine import ExceptionContext, make_url
+from sqlalchemy.engine import Engine, ExceptionContext, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+from sqlalchemy.util import await_only
 
 from app.core.settings import Section, SettingError
 from app.core.types import UtcDateTime
 
+_POLL_SECONDS = 0.01
+# Of SQLite's virtual machine, between two looks: some milliseconds.
+_STEPS = 100_000
+_MARGIN_SECONDS = 1.0
 _DRIVERS = ("sqlite", "sqlite+aiosqlite")
 _EXPECTED = "must look like sqlite:///path/to/file.db, with a fourth slash for an absolute path"
 _UNIQUE_CODES = (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
@@ -132,9 +140,23 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     except OSError as error:
         message = f"DATABASE_URL: the folder {folder} cannot be created ({error.strerror})"
         raise RuntimeError(message) from error
+    opened: WeakSet[_Connection] = WeakSet()
+
+    async def connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+        connection = _Connection(partial(sqlite3.connect, *arguments, **options))
+        opened.add(connection)
+        try:
+            return await connection
+        except sqlite3.Error:
+            connection.join()
+            raise
+
+    def wait_for_ends(_: Engine) -> None:
+        await_only(_wait_for_ends(opened, settings.DB_LOCK_TIMEOUT_SECONDS + _MARGIN_SECONDS))
+
     options: dict[str, Any] = {
         "connect_args": {
-            "async_creator_fn": _connect,
+            "async_creator_fn": connect,
             # None keeps the driver from opening transactions by itself; `_begin` does that.
             "isolation_level": None,
             "timeout": settings.DB_LOCK_TIMEOUT_SECONDS,
@@ -150,20 +172,58 @@ def create_engine(settings: DatabaseSettings, **overrides: Any) -> AsyncEngine:
     event.listen(engine.sync_engine, "begin", _begin)
     event.listen(engine.sync_engine, "handle_error", _on_error)
     event.listen(engine.sync_engine, "reset", _reset)
+    event.listen(engine.sync_engine, "engine_disposed", wait_for_ends)
     return engine
 
 
-async def _connect(*arguments: Any, **options: Any) -> aiosqlite.Connection:
-    connection = aiosqlite.connect(*arguments, **options)
-    thread = connection._thread  # noqa: SLF001
-    # As SQLAlchemy has it.
-    thread.daemon = True
-    try:
-        return await connection
-    except sqlite3.Error:
-        # It is about to end, and tells the event loop, which a command may close right after this.
-        thread.join()
-        raise
+class _Connection(aiosqlite.Connection):
+    """One that can be given up, and stopped twice.
+
+    When the wait for `close` is cancelled, SQLAlchemy stops the connection. `close` then stops it
+    once more and waits for the answer of a thread that has ended: for ever, as aiosqlite 0.22 is.
+    """
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
+        def connector() -> sqlite3.Connection:
+            connection = connect()
+            connection.set_progress_handler(lambda: self._is_given_up, _STEPS)
+            return connection
+
+        super().__init__(connector, iter_chunk_size=64)
+        # As SQLAlchemy has it.
+        self._thread.daemon = True
+        self._is_given_up = False
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        return super().stop() if self._running else None
+
+    async def give_up(self) -> None:
+        """End the statement that runs, and roll back.
+
+        Not with `interrupt`: while a statement has rows left, the rollback is interrupted as well,
+        and the connection keeps its locks until somebody forgets the cursor.
+        """
+        self._is_given_up = True
+        await self._execute(self._undo)  # type: ignore[no-untyped-call]
+
+    def _undo(self) -> None:
+        self._is_given_up = False
+        self._conn.rollback()
+
+    @property
+    def is_ending(self) -> bool:
+        return not self._running and self._thread.is_alive()
+
+    def join(self) -> None:
+        """Wait for the thread: it reports to the event loop, which may be closed right after."""
+        self._thread.join()
+
+
+async def _wait_for_ends(opened: Collection[_Connection], seconds: float) -> None:
+    # Of those that were stopped within a statement, which no event tells.
+    with anyio.move_on_after(seconds):
+        while any(connection.is_ending for connection in opened):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 def _configure(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -208,12 +268,11 @@ def _on_error(context: ExceptionContext) -> None:
         adapted = cast(AdaptedConnection, context.connection.connection.dbapi_connection)
         # Under anyio the wait is cancelled at once; what was asked for is in the queue by then.
         with suppress(asyncio.CancelledError, sqlite3.Error):
-            adapted.run_async(_interrupt)
+            adapted.run_async(_give_up)
 
 
-async def _interrupt(connection: aiosqlite.Connection) -> None:
-    await connection.interrupt()
-    await connection.rollback()
+async def _give_up(connection: _Connection) -> None:
+    await connection.give_up()
 
 
 def read_only(engine: AsyncEngine) -> AsyncEngine:

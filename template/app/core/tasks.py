@@ -13,8 +13,8 @@ logger = structlog.get_logger(__name__)
 async def end_tasks(*tasks: asyncio.Task[Any], patience_seconds: float = 1.0) -> None:
     """Cancel tasks and wait until they have ended; what does not is left alone and logged.
 
-    Each is cancelled up to three times: on Python 3.11 `asyncio.wait_for`, which redis-py and ARQ
-    call, swallows a cancellation that comes just when it is done, and a loop then goes on.
+    Each is cancelled up to three times: on Python 3.11 `asyncio.wait_for`, which libraries call,
+    swallows a cancellation that comes just when it is done, and a loop then goes on.
 
     Args:
         tasks: May have ended already. What they raise is for the caller to look at.

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import text
@@ -148,6 +149,58 @@ async def test_a_connection_that_fails_leaves_no_thread(tmp_path: Path) -> None:
         with pytest.raises(OperationalError):
             await engine.connect()
         assert set(threading.enumerate()) <= before
+
+
+async def test_a_close_that_nobody_waits_for_any_more_ends(engine: AsyncEngine) -> None:
+    async with engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        closing = asyncio.create_task(driver.close())
+        await asyncio.sleep(0)
+        # What SQLAlchemy does when the wait is cancelled.
+        driver.stop()
+
+        await asyncio.wait_for(closing, 10)
+
+
+async def test_what_is_given_up_keeps_no_lock(engine: AsyncEngine) -> None:
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO parents VALUES (1), (2)"))
+    async with engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        await driver.execute("BEGIN IMMEDIATE")
+        # A cancellation may come before the rows are fetched.
+        unread = await driver.execute("UPDATE parents SET id = id + 10 RETURNING id")
+
+        await driver.give_up()
+
+        assert not driver.in_transaction
+        async with engine.begin() as other:
+            assert await other.scalar(text("SELECT max(id) FROM parents")) == 2
+        await unread.close()
+
+
+async def test_a_statement_that_is_cancelled_ends(engine: AsyncEngine) -> None:
+    endless = "WITH RECURSIVE n AS (SELECT 1 UNION ALL SELECT 1 FROM n) SELECT count(*) FROM n"
+    async with engine.connect() as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        with anyio.move_on_after(0.05):
+            await connection.execute(text(endless))
+
+    await engine.dispose()
+
+    assert not driver.is_ending
+
+
+async def test_no_thread_outlives_the_engine(engine: AsyncEngine) -> None:
+    before = set(threading.enumerate())
+    async with engine.begin(), engine.connect() as waiting:
+        # For the write lock; the thread goes on until the lock's own timeout.
+        with anyio.move_on_after(0.05):
+            await waiting.execute(text("SELECT 1"))
+
+    await engine.dispose()
+
+    assert set(threading.enumerate()) <= before
 
 
 async def test_readers_see_the_last_commit_without_waiting_for_a_writer(
