@@ -22,6 +22,7 @@ from app.settings import InvalidSettingsError, load_settings
 
 _LISTED = 100
 _ERROR_WIDTH = 60
+_FEWEST_DIGITS = 4
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -209,6 +210,9 @@ async def _selected(database: Database, options: argparse.Namespace) -> Sequence
 
 def _the_one(found: Sequence[UUID], text: str) -> UUID:
     wanted = text.lower().replace("-", "")
+    if len(wanted) < _FEWEST_DIGITS:
+        # Such as "", which a variable of a script may be, and which every id ends in.
+        sys.exit(f"{text!r} is too short; give the last {_FEWEST_DIGITS} digits of an id, or more.")
     matching = [id_ for id_ in found if id_.hex.endswith(wanted)]
     if len(matching) != 1:
         problem = "No dead letter's id ends" if not matching else "Several dead letters' ids end"

@@ -1,6 +1,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from uuid import UUID
 
 import anyio
 import pytest
@@ -82,6 +83,11 @@ async def test_a_payload_can_be_replaced_and_letters_discarded_by_name(
     assert "is no JSON" in await command("retry", "--payload", '{"new": NaN}', fails=True)
     assert "Say which" in await command("retry", fails=True)
     assert "No dead letter" in await command("show", "ffff", fails=True)
+    assert "too short" in await command("discard", "", fails=True)
+    assert "too short" in await command("discard", letter.id.hex[-3:], fails=True)
+    twin = await jobs.a_dead_letter(name="tests.bug", id=UUID(f"{0:024x}{letter.id.hex[-8:]}"))
+    assert "Several" in await command("show", letter.id.hex[-8:], fails=True)
+    await command("discard", str(twin.id))
     await command("retry", letter.id.hex[-8:], "--payload", '{"new": 2}')
 
     [row] = await jobs.rows()
@@ -106,7 +112,6 @@ async def test_many_letters_are_listed_in_part_and_retried_one_by_one(
     assert len(listed) == 1 + 100 + 1
     assert listed[1].endswith("...")
     assert "--payload is for one" in await command("retry", "--all", "--payload", "{}", fails=True)
-    assert "Several" in await command("show", "", fails=True)
     retried = await command("retry", "--name", "tests.note")
 
     assert retried.count("handed over") == 102
