@@ -257,7 +257,9 @@ class RedisClient:
         _OPEN.set(1)
         logger.warning("redis_unavailable", error=type(error).__name__, reason=str(error)[:200])
         # An empty context: it is no part of the request that happened to notice.
-        self._recovery = asyncio.create_task(self._recover(), context=Context())
+        self._recovery = asyncio.create_task(
+            self._recover(), name="redis_recovery", context=Context()
+        )
 
     async def _recover(self) -> None:
         began = time.monotonic()

@@ -268,11 +268,7 @@ def _on_error(context: ExceptionContext) -> None:
         adapted = cast(AdaptedConnection, context.connection.connection.dbapi_connection)
         # Under anyio the wait is cancelled at once; what was asked for is in the queue by then.
         with suppress(asyncio.CancelledError, sqlite3.Error):
-            adapted.run_async(_give_up)
-
-
-async def _give_up(connection: _Connection) -> None:
-    await connection.give_up()
+            adapted.run_async(_Connection.give_up)
 
 
 def read_only(engine: AsyncEngine) -> AsyncEngine:
