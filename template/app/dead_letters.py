@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise argparse.ArgumentTypeError(f"is no JSON ({error})") from None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError("is no JSON object")

@@ -6,7 +6,9 @@ import sys
 import tempfile
 import time
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any
+
+from prometheus_client import REGISTRY
 
 import app
 
@@ -27,8 +29,11 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         raise RuntimeError(event, arguments)
 
 
-def _look_at_the_clock() -> NoReturn:
-    raise RuntimeError("a look at the clock")
+def _look_at_the_clock() -> float:
+    # Each metric notes when it was made.
+    if sys._getframe(1).f_globals["__name__"] != "prometheus_client.metrics":
+        raise RuntimeError("a look at the clock")
+    return 0
 
 
 def main() -> None:
@@ -39,6 +44,9 @@ def main() -> None:
         import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == "app"]:
         del sys.modules[name]
+    # Where each metric of the process has its place, once.
+    for collector in [*REGISTRY._collector_to_names]:
+        REGISTRY.unregister(collector)
     # Which is searched for only once.
     tempfile.tempdir = None
     # Python writes what it has compiled.

@@ -13,6 +13,7 @@ _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full
 _TLS_VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _CHOICES = {
     "gsslib": ("gssapi", "sspi"),
+    "jit": ("on", "off", "true", "false", "yes", "no", "1", "0"),
     "ssl_max_protocol_version": _TLS_VERSIONS,
     "ssl_min_protocol_version": _TLS_VERSIONS,
     "sslmode": _SSL_MODES,
@@ -180,7 +181,8 @@ def _translate(url: str) -> str:
     options = _options(parts.query)
     if options.get("sslrootcert") == "system":
         options |= _trust_the_system(options)
-    _check(options, parts.query)
+    _check_names(options, parts.query)
+    _check_values(options)
     if "ssl" in options:
         # SQLAlchemy's and asyncpg's name for it.
         options.setdefault("sslmode", options["ssl"])
@@ -203,7 +205,7 @@ def _trust_the_system(options: dict[str, str]) -> dict[str, str]:
     }
 
 
-def _check(options: dict[str, str], query: str) -> None:
+def _check_names(options: dict[str, str], query: str) -> None:
     unknown = sorted(options.keys() - {*_KEPT, *_DROPPED, *_TRANSLATED})
     if unknown:
         # After an unescaped & or ? it may be a part of the password.
@@ -215,10 +217,16 @@ def _check(options: dict[str, str], query: str) -> None:
             "are given as options=-c%20name%3Dvalue"
         )
         raise SettingError(message)
+
+
+def _check_values(options: dict[str, str]) -> None:
     for name, choices in _CHOICES.items():
         if name in options and options[name] not in choices:
             message = f"has an unknown {name}; use one of {', '.join(choices)}"
             raise SettingError(message)
+    if not (options.get("options") or "-").lstrip().startswith("-"):
+        message = "has options= that the server does not read; write options=-c%20name%3Dvalue"
+        raise SettingError(message)
     direct = options.get("sslnegotiation") == "direct"
     if direct and options.get("sslmode") not in ("require", "verify-ca", "verify-full"):
         message = "has an sslnegotiation=direct, which needs sslmode=require or verify-full"

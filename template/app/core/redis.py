@@ -150,6 +150,9 @@ class RedisClient:
         self._outages = 0
         self._closed = False
         _OPEN.set(0)
+        # One for each connection of the pool: that all are in use is no outage, and redis-py's own
+        # error for it cannot be told from one.
+        self._free = asyncio.Semaphore(settings.REDIS_POOL_SIZE)
 
     def key(self, *parts: str) -> str:
         """Name a key: the service's prefix, then the parts."""
@@ -163,17 +166,40 @@ class RedisClient:
     async def call(self, command: Command[T]) -> T:
         """Run a command, or several on one client, within `REDIS_TIMEOUT_SECONDS` altogether.
 
+        Where all `REDIS_POOL_SIZE` connections are in use, it waits as long again for one first.
+
         Args:
             command: Gets redis-py's client; must not block on purpose (`BLPOP`, `subscribe`).
 
         Raises:
-            RedisUnavailableError: the server cannot be used now; whether the command was
-                executed is unknown.
+            RedisUnavailableError: the server cannot be used now, or no connection became free;
+                whether the command was executed is unknown.
             RedisError: the server refused this very command.
         """
+        self._refuse_while_unavailable()
+        if self._free.locked():
+            await self._wait()
+        else:
+            await self._free.acquire()
+        try:
+            return await self._call(command)
+        finally:
+            self._free.release()
+
+    async def _wait(self) -> None:
+        try:
+            with fail_after(self._timeout, shield=True):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise RedisUnavailableError from error
+
+    def _refuse_while_unavailable(self) -> None:
         # A request that outlives the shutdown must not open a connection that nobody closes.
         if self._recovery is not None or self._closed:
             raise RedisUnavailableError
+
+    async def _call(self, command: Command[T]) -> T:
+        self._refuse_while_unavailable()
         outages = self._outages
         try:
             return await self._bounded(command)

@@ -97,6 +97,12 @@ class HealthService:
         return Readiness(status="ready" if ready else "unavailable", checks=self._outcomes)
 
     async def _run_checks(self) -> None:
+        unknown = self._optional - self._checks.keys()
+        if unknown and not self._outcomes:
+            # No reason to refuse the start: the feature whose check it was may be off by now.
+            logger.warning(
+                "health_optional_checks_unknown", unknown=sorted(unknown), known=[*self._checks]
+            )
         for name, check in self._checks.items():
             # One that hangs even after its cancellation is not started again beside itself.
             if name not in self._running:

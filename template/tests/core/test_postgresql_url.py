@@ -90,6 +90,8 @@ def test_the_certificates_of_the_system_are_a_file(
         ("ssl_min_protocol_version=1.2", "unknown ssl_min_protocol_version; use one of TLSv1"),
         ("ssl_max_protocol_version=TLSv9", "unknown ssl_max_protocol_version"),
         ("gsslib=other", "unknown gsslib"),
+        ("jit=foo", "unknown jit; use one of on, off"),
+        ("options=abc", "options= that the server does not read"),
         ("sslmode=verify-full&sslrootcert=/missing/ca.pem", "sslrootcert that is no file"),
         ("sslcert=/missing&sslkey=/missing", "sslcert that is no file"),
         ("sslmode=require&sslrootcert=system", "which needs sslmode=verify-full"),

@@ -70,6 +70,31 @@ async def test_many_callers_share_a_small_pool(redis_url: str) -> None:
         await asyncio.gather(*(client.call(write) for _ in range(100)))
 
 
+async def test_that_all_connections_are_in_use_is_no_outage(redis_url: str) -> None:
+    settings = RedisSettings(
+        REDIS_URL=SecretStr(redis_url), REDIS_TIMEOUT_SECONDS=30, REDIS_POOL_SIZE=1
+    )
+    held, leave = asyncio.Event(), asyncio.Event()
+
+    async def hold(client: Redis) -> None:
+        async with client.client():
+            held.set()
+            await leave.wait()
+
+    async with open_redis(settings) as client:
+        holder = asyncio.create_task(client.call(hold))
+        await held.wait()
+        client._timeout = 0.05
+        with capture_logs() as logs, pytest.raises(RedisUnavailableError):
+            await client.call(write)
+        client._timeout = 30
+        assert client.is_available
+        assert logs == []
+        leave.set()
+        await holder
+        await client.call(write)
+
+
 async def test_a_restart_between_two_uses_goes_unnoticed(
     private_client: RedisClient, private_redis: ValkeyServer
 ) -> None:

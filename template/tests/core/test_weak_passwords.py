@@ -20,6 +20,8 @@ from app.core.weak_passwords import is_well_known
         "98765",
         "my-service-1",
         "My_Service+Admin",
+        "LetMeIn!",
+        "db-password",
     ],
 )
 def test_what_means_the_same_as_a_well_known_word_is_well_known(password: str) -> None:

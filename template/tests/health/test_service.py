@@ -188,3 +188,15 @@ async def test_what_is_not_required_is_shown_and_does_not_count() -> None:
     assert (await service.readiness()).model_dump() == expected
     service.add("c", broken, required=True)
     assert (await service.readiness()).status == "unavailable"
+
+
+async def test_an_optional_check_that_does_not_exist_is_logged_once() -> None:
+    settings = HealthSettings(HEALTH_CACHE_SECONDS=0, HEALTH_OPTIONAL_CHECKS=["b", "typo"])
+    service = HealthService(settings, {"a": Resource()})
+    service.add("b", Resource(), required=True)
+    with capture_logs() as logs:
+        await service.readiness()
+        await service.readiness()
+    [line] = logs
+    assert line["event"] == "health_optional_checks_unknown"
+    assert (line["unknown"], line["known"]) == (["typo"], ["a", "b"])
