@@ -132,6 +132,7 @@ def test_compose_files_fit_their_schema_and_each_other(rendered_choice: Rendered
     expected = {"migration", "service"}
     expected |= {"postgres"} if combination.database == "postgresql" else set()
     expected |= {"valkey"} & ({"valkey"} if "redis" in combination.words else set())
+    expected |= {"prometheus", "grafana"}
     expected |= {"worker"} if "arq" in combination.words else set()
     assert set(whole) == expected
     assert set(override) <= expected
@@ -144,6 +145,49 @@ def test_compose_files_fit_their_schema_and_each_other(rendered_choice: Rendered
         own = whole[name].get("healthcheck")
         assert own or name == "service", f"nobody sees whether {name} is healthy"
     assert (folder / "deploy" / whole["service"]["env_file"]).exists()
+
+
+def test_prometheus_finds_whom_it_may_read(rendered_choice: Rendered) -> None:
+    _, _, folder = rendered_choice
+    whole = yaml.safe_load((folder / "deploy" / "compose.yaml").read_text())
+    [subnet] = whole["networks"]["metrics"]["ipam"]["config"]
+    assert whole["networks"]["metrics"]["internal"]
+    config = yaml.safe_load((folder / "deploy/observability/prometheus.yaml").read_text())
+    settings = (folder / "deploy" / "settings.env").read_text()
+    worker = re.search(r"^WORKER_METRICS_PORT=(\d+)$", settings, re.MULTILINE)
+    ports = {"service": 8000, "worker": int(worker[1]) if worker else 0}
+    found = {}
+    for job in config["scrape_configs"]:
+        [discovery] = job["dns_sd_configs"]
+        [name] = discovery["names"]
+        found[name] = discovery["port"]
+        assert "metrics" in whole["services"][name]["networks"]
+        assert whole["services"][name]["environment"]["METRICS_NETWORKS"] == subnet["subnet"]
+    assert found == {name: port for name, port in ports.items() if name in whole["services"]}
+    assert whole["services"]["prometheus"]["networks"] == ["metrics"]
+    if shutil.which("promtool"):
+        run("promtool", "check", "config", folder / "deploy/observability/prometheus.yaml")
+
+
+def test_pods_say_where_their_metrics_are(overlays: dict[str, Manifests]) -> None:
+    for manifests in overlays.values():
+        [settings] = [m["data"] for m in manifests if m["kind"] == "ConfigMap"]
+        assert settings["METRICS_NETWORKS"]
+        ports = {"service": "8000", "worker": settings.get("WORKER_METRICS_PORT")}
+        for _, metadata, spec in pods(manifests):
+            if spec.get("restartPolicy") == "Never":
+                continue
+            component = metadata["labels"]["app.kubernetes.io/component"]
+            assert metadata["annotations"]["prometheus.io/port"] == ports[component]
+            [policy] = [
+                m["spec"]["ingress"]
+                for m in manifests
+                if m["kind"] == "NetworkPolicy"
+                and "ingress" in m["spec"]
+                and m["spec"]["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
+                == component
+            ]
+            assert policy == [{"ports": [{"protocol": "TCP", "port": int(ports[component])}]}]
 
 
 def test_the_dev_container_is_described(rendered_choice: Rendered) -> None:
