@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _password() -> SecretStr:
+    if not sys.stdin:
+        raise SystemExit("The password is read from the input, which is closed.")
     if not sys.stdin.isatty():
         return SecretStr(sys.stdin.readline().rstrip("\r\n"))
     password = getpass("Password: ")

@@ -69,6 +69,13 @@ async def test_an_account_that_is_there_is_left_alone(
     assert (await anonymous_client.get("/api/v1/users")).status_code == 403
 
 
+def test_a_closed_input_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What Python makes of a descriptor that is closed.
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(SystemExit, match="read from the input, which is closed"):
+        create_admin.main([EMAIL])
+
+
 @pytest.mark.parametrize(
     ("email", "password", "reason"),
     [

@@ -82,7 +82,8 @@ class CachedAuthenticator:
     be removed during an outage goes with the generation that all entries share: see `RedisClient`.
 
     Entries are signed, as whoever can write to Redis must not be able to give themselves a role;
-    and what is signed says until when, so that putting an old one back is of no use either.
+    and what is signed says until when: whoever puts an old one back, with the stamp of its user,
+    has what ended meanwhile for `AUTH_CACHE_TTL_SECONDS` at most.
 
     Args:
         settings: How long entries live.

@@ -166,8 +166,9 @@ class AccessTokens:
             return _claims(payload)
         except jwt.PyJWTError as error:
             raise InvalidTokenError(type(error).__name__) from None
-        # Claims that are missing, out of range or of another type: no token may answer 500.
-        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        # Claims that are missing, out of range or of another type: no token may answer 500. A time
+        # that is too far away for the platform is an OSError.
+        except (ValueError, TypeError, LookupError, ArithmeticError, OSError) as error:
             raise InvalidTokenError(type(error).__name__) from None
 
     def _key_of(self, token: str) -> VerificationKey:

@@ -112,7 +112,7 @@ def _console_renderers() -> list[Processor]:
         _shorten,
         _escape_controls,
         structlog.dev.ConsoleRenderer(
-            colors=sys.stdout.isatty(),
+            colors=bool(sys.stdout) and sys.stdout.isatty(),
             # The default prints local variables, which hold what must not be logged.
             exception_formatter=structlog.dev.plain_traceback,
         ),
@@ -187,10 +187,9 @@ class _StandardOutput:
         # One write per line, so that lines of several threads or processes do not mix.
         if isinstance(line, str):
             line = line.encode(errors="backslashreplace")
-        stream = sys.stdout.buffer
-        # A closed or broken stream costs the line, not the request.
-        with suppress(OSError, ValueError):
-            stream.write(line + b"\n")
-            stream.flush()
+        # A closed, broken or missing stream costs the line, not the request.
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stdout.buffer.write(line + b"\n")
+            sys.stdout.buffer.flush()
 
     debug = info = warning = error = critical = msg

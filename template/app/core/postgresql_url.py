@@ -44,7 +44,6 @@ _KEPT = (
     "passfile",
     "password",
     "port",
-    "service",
     "ssl_max_protocol_version",
     "ssl_min_protocol_version",
     "sslcert",
@@ -78,7 +77,7 @@ _DROPPED = (
     "sslsni",
     "tcp_user_timeout",
 )
-_FILES = ("sslcert", "sslcrl", "sslkey", "sslrootcert")
+_FILES = ("passfile", "sslcert", "sslcrl", "sslkey", "sslrootcert")
 _SECONDS = {
     "connect_timeout": "DB_CONNECT_TIMEOUT_SECONDS",
     "pool_timeout": "DB_POOL_TIMEOUT_SECONDS",
@@ -170,11 +169,8 @@ def _translate(url: str) -> str:
     user, colon, given = credentials.partition(":")
     # A password copied in as it is may hold an @, which ends it too early for the driver.
     credentials = f"{quote(unquote(user), safe='')}{colon}{quote(unquote(given), safe='')}"
-    for host in hosts.split(","):
-        port = host.rpartition("]")[2].partition(":")[2]
-        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            message = "has a port that is not a number; percent-encode / ? # in passwords"
-            raise SettingError(message)
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+    _check_ports(ports)
     if parts.fragment:
         message = "has a #; percent-encode / ? # in passwords"
         raise SettingError(message)
@@ -183,6 +179,19 @@ def _translate(url: str) -> str:
         options |= _trust_the_system(options)
     _check_names(options, parts.query)
     _check_values(options)
+    database = parts.path.strip("/")
+    # libpq obeys the option and the driver the rest of the URL: nobody could tell which is meant.
+    _check_once(
+        options,
+        {
+            "database": database or options.get("dbname"),
+            "dbname": database,
+            "host": hosts,
+            "password": given,
+            "port": "".join(ports),
+            "user": user,
+        },
+    )
     if "ssl" in options:
         # SQLAlchemy's and asyncpg's name for it.
         options.setdefault("sslmode", options["ssl"])
@@ -219,6 +228,20 @@ def _check_names(options: dict[str, str], query: str) -> None:
         raise SettingError(message)
 
 
+def _check_ports(ports: list[str]) -> None:
+    for port in ports:
+        if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+            message = "has a port that is not a number; percent-encode / ? # in passwords"
+            raise SettingError(message)
+
+
+def _check_once(options: dict[str, str], elsewhere: dict[str, str | None]) -> None:
+    twice = [name for name, value in elsewhere.items() if value and name in options]
+    if twice:
+        message = f"has {' and '.join(twice)} twice; take it out of the options"
+        raise SettingError(message)
+
+
 def _check_values(options: dict[str, str]) -> None:
     for name, choices in _CHOICES.items():
         if name in options and options[name] not in choices:
@@ -227,13 +250,14 @@ def _check_values(options: dict[str, str]) -> None:
     if not (options.get("options") or "-").lstrip().startswith("-"):
         message = "has options= that the server does not read; write options=-c%20name%3Dvalue"
         raise SettingError(message)
+    _check_ports(options.get("port", "").split(","))
     direct = options.get("sslnegotiation") == "direct"
     if direct and options.get("sslmode") not in ("require", "verify-ca", "verify-full"):
         message = "has an sslnegotiation=direct, which needs sslmode=require or verify-full"
         raise SettingError(message)
     for name in _FILES:
         if name in options and not Path(options[name]).is_file():
-            message = f"has an {name} that is no file"
+            message = f"has the name of a file that is not there, in {name}"
             raise SettingError(message)
     for name in sorted(_NUMBERS & options.keys()):
         if not (options[name].isascii() and options[name].isdigit()):

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -19,7 +20,8 @@ _SCHEMES = {
     "valkey": "redis",
     "valkeys": "rediss",
 }
-_TLS_OPTIONS = ("ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile")
+_TLS_FILES = {"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"}
+_TLS_OPTIONS = {"ssl_cert_reqs", *_TLS_FILES}
 _SET_ONE_OR_ALLOW = "set one, or REDIS_ALLOW_INSECURE=true if nobody else reaches the server"
 _USE_OR_ALLOW = "use rediss://, or set REDIS_ALLOW_INSECURE=true if nobody reads along"
 _AUTHORITY = re.compile(r"([^/?#]*)(.*)", re.DOTALL)
@@ -122,6 +124,8 @@ def normalize_url(url: str) -> str:
     if parts.fragment:
         raise SettingError("has a #; percent-encode / ? # in passwords")
     query = _options(parts.query, scheme)
+    if scheme != "unix" and parts.path.strip("/") and query.startswith("db="):
+        raise SettingError("has the number of the database twice; take it out of the options")
     return f"{scheme}://{credentials}{at}{address}{parts.path}{'?' if query else ''}{query}"
 
 
@@ -154,7 +158,11 @@ def _options(query: str, scheme: str) -> str:
         raise SettingError("has a db that is not a number")
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
         raise SettingError("has an ssl_cert_reqs that is not none, optional or required")
-    return urlencode(options, quote_via=quote)
+    for name in _TLS_FILES & options.keys():
+        if not Path(options[name]).is_file():
+            message = f"has the name of a file that is not there, in {name}"
+            raise SettingError(message)
+    return urlencode(sorted(options.items()), quote_via=quote)
 
 
 def _is_remote(url: str) -> bool:

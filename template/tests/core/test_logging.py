@@ -181,6 +181,9 @@ def test_a_closed_stream_costs_the_line_and_not_the_request(
     closed.close()
     monkeypatch.setattr(sys, "stdout", closed)
     log.info("nobody hears this")
+    # Where the descriptor was closed when Python started, there is no stream at all.
+    monkeypatch.setattr(sys, "stdout", None)
+    configure(Environment.DEVELOPMENT).info("nor this")
 
 
 @pytest.mark.parametrize("environment", [Environment.DEVELOPMENT, Environment.TEST])

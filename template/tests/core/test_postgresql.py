@@ -109,7 +109,7 @@ def test_the_password_is_not_printed() -> None:
         ("postgresql://u:@db/app", True),
         ("postgresql://u@db/app?password=secret", True),
         ("postgresql://db/app?user=ada&password=ada", True),
-        ("postgresql://u:shop@db/app?dbname=shop", True),
+        ("postgresql://u:shop@db?dbname=shop", True),
         ("postgresql://u:long-and-random@db/app", False),
         ("postgresql://u@db/app", False),
     ],

@@ -1,10 +1,15 @@
 """Where Redis is: which URLs are taken, which are refused, and that none is ever shown."""
 
+from urllib.parse import quote
+
 import pytest
 from pydantic import SecretStr, ValidationError
 
 from app.core.redis_settings import RedisSettings, normalize_url
 from app.settings import InvalidSettingsError, load_settings
+
+# One that is there.
+FILE = quote(__file__, safe="")
 
 
 @pytest.mark.parametrize(
@@ -22,8 +27,8 @@ from app.settings import InvalidSettingsError, load_settings
         ("unix:///run/redis.sock?db=2", "unix:///run/redis.sock?db=2"),
         ("unix://:pass@/run/redis.sock", "unix://:pass@/run/redis.sock"),
         (
-            "rediss://host/0?ssl_ca_certs=%2Fetc%2Fca.pem",
-            "rediss://host/0?ssl_ca_certs=%2Fetc%2Fca.pem",
+            f"rediss://host/0?ssl_ca_certs={FILE}",
+            f"rediss://host/0?ssl_ca_certs={FILE}",
         ),
     ],
 )
@@ -76,6 +81,8 @@ def test_the_service_does_not_start_with_a_url_of_sentinel(
         "redis://host/0?hunter2=1",
         "redis://host/0?ssl_cert_reqs=none",
         "rediss://host/0?ssl_cert_reqs=hunter2",
+        "rediss://host/0?ssl_ca_certs=/hunter2",
+        "rediss://host/0?db=3",
         "unix://hunter2/x",
         "unix:///run/redis.sock?db=hunter2",
         "redis+sentinel://:hunter2@host",
@@ -106,7 +113,7 @@ def test_production_refuses_to_guess_where_redis_is() -> None:
     "url",
     [
         "rediss://:long-and-random@host",
-        "rediss://host?ssl_certfile=/etc/client.pem&ssl_keyfile=/etc/client.key",
+        f"rediss://host?ssl_certfile={FILE}&ssl_keyfile={FILE}",
         "redis://localhost",
         "redis://127.0.0.2:6379",
         "redis://[::1]",
