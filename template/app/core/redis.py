@@ -290,15 +290,20 @@ class RedisClient:
     async def _recover(self) -> None:
         began = time.monotonic()
         delay = _FIRST_PROBE_SECONDS
+        hangs = False
         while True:
-            # Jitter, so that not all processes come back in the same moment.
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(delay * 2, _LAST_PROBE_SECONDS)
+            # A server that hangs is asked again at once: when it goes on, it must hear of what has
+            # ended meanwhile before a process that was idle takes that from the cache.
+            if not hangs:
+                # Jitter, so that not all processes come back in the same moment.
+                await asyncio.sleep(delay * random.uniform(0.5, 1))
+                delay = min(delay * 2, _LAST_PROBE_SECONDS)
             try:
                 await self._bounded(self._renew)
                 for command in self._on_recovery:
                     await self._bounded(command)
-            except (RedisError, OSError):
+            except (RedisError, OSError) as error:
+                hangs = isinstance(error, (TimeoutError, RedisTimeoutError))
                 continue
             except Exception:
                 logger.exception("redis_recovery_failed")

@@ -140,6 +140,30 @@ async def test_a_server_that_hangs_costs_one_timeout(
     await private_client.call(write)
 
 
+async def test_a_server_that_hangs_is_asked_all_the_time(
+    private_client: RedisClient, private_redis: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has ended meanwhile is void as soon as it goes on, not after a break."""
+    breaks: list[float] = []
+    sleep = asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        breaks.append(seconds)
+        await sleep(seconds)
+
+    await private_client.call(write)
+    private_redis.pause()
+    monkeypatch.setattr("app.core.redis.asyncio.sleep", note)
+    with pytest.raises(RedisUnavailableError):
+        await private_client.call(write)
+    # Time for some probes, each of which takes a timeout.
+    await sleep(5 * TIMEOUT)
+    monkeypatch.undo()
+    private_redis.resume()
+    await recovered(private_client)
+    assert sum(breaks) <= 0.1
+
+
 async def test_the_time_for_a_series_of_commands_is_limited_too(
     private_client: RedisClient,
 ) -> None:
