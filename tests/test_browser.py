@@ -297,7 +297,6 @@ def test_the_api_is_tried_out_without_the_internet(with_users: Served, open_tab:
     answer = operation.locator(".live-responses-table")
     expect(answer.locator(".response").first).to_contain_text("201")
     expect(answer).to_contain_text('"status": "placed"')
-    _picture(page, "try-it-out")
 
 
 def test_the_pages_follow_the_colours_of_the_system(with_users: Served, open_tab: OpenTab) -> None:
@@ -321,6 +320,7 @@ def _press(button: Locator) -> None:
 def _picture(page: Page, name: str) -> None:
     """See the page in both colours; `just screenshots` keeps what is seen."""
     page.set_viewport_size({"width": 1100, "height": 760})
+    page.mouse.move(0, 0)
     grounds = set()
     for colours in ("light", "dark"):
         page.emulate_media(color_scheme=colours)

@@ -58,6 +58,7 @@ async def show_api(request: Request) -> HTMLResponse:
     app: FastAPI = request.app
     parameters = {
         **swagger_ui_default_parameters,
+        "url": f"{_prefix(request)}{app.openapi_url}",
         # The badge would have another site look at the schema.
         "validatorUrl": None,
         **(app.swagger_ui_parameters or {}),
@@ -65,7 +66,8 @@ async def show_api(request: Request) -> HTMLResponse:
     text = json.dumps(jsonable_encoder([parameters, app.swagger_ui_init_oauth]))
     # As data in a page, where only this could end it.
     configuration = text.replace("<", "\\u003c")
-    return docs_page(request, _HERE / "swagger.html", configuration=configuration)
+    page = _HERE / "swagger.html"
+    return docs_page(request, page, title=escape(app.title), configuration=configuration)
 
 
 @router.get("/oauth2-redirect")
@@ -97,8 +99,13 @@ def _content_policy(text: str) -> str:
     return _POLICY.format_map(allowed)
 
 
+def _prefix(request: Request) -> str:
+    prefix: str = request.scope.get("root_path", "")
+    return prefix.rstrip("/")
+
+
 def _header(request: Request) -> str:
-    prefix = request.scope.get("root_path", "").rstrip("/")
+    prefix = _prefix(request)
     here = request.scope["route"].path
     pages = {
         str(route.path): str(route.summary)

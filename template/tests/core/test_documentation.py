@@ -34,6 +34,7 @@ def links(page: httpx2.Response) -> list[str]:
 
 async def test_all_that_the_page_loads_is_served_by_the_service(pages: httpx2.AsyncClient) -> None:
     page = await pages.get("/docs")
+    assert "<title>Shop &amp; Co</title>" in page.text
     assert len(links(page)) == 5
     for link in links(page):
         assert link.startswith("http://testserver/docs")
@@ -101,6 +102,7 @@ async def test_the_pages_stand_below_the_prefix_of_a_proxy(service: FastAPI) -> 
         page = await client.get("/shop/docs")
         assert page.status_code == 200
         assert '<a href="/shop/docs" aria-current=page>API</a>' in page.text
+        assert '"url": "/shop/openapi.json"' in page.text
         for link in links(page):
             assert link.startswith("http://testserver/shop/docs")
             assert (await client.get(link)).status_code == 200
