@@ -18,6 +18,10 @@ combinations:
 render folder *answers:
     uv run copier copy --vcs-ref HEAD --defaults {{ prepend("--data ", answers) }} . {{ quote(folder) }}
 
+# Take the pictures of the pages of development anew, in Chromium.
+screenshots:
+    SCREENSHOTS=docs/screenshots uv run pytest -n0 tests/test_browser.py -k "internet or colours"
+
 # Accept which files each combination has now.
 snapshots:
     uv run pytest tests/test_combination.py -k the_tree_is_as_recorded --snapshot-update

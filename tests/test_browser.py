@@ -1,4 +1,4 @@
-"""The page to try channels with, in a real browser, on a service that `just dev` serves."""
+"""The pages of development, in a real browser, on a service that `just dev` serves."""
 
 import os
 import re
@@ -39,6 +39,8 @@ QUIET = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # The internet is cut off: what a page loads from elsewhere is missing, as on a train.
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
 START_SECONDS = 60.0
 END_SECONDS = 20.0
@@ -273,3 +275,60 @@ def test_without_users_it_shows_events_until_the_service_ends(
         expect(tab.entries('"event": "order.placed"')).to_contain_text(order_id)
         served.send(signal.SIGTERM)
         expect(tab.status).to_have_text("closed: 1012 the service restarts")
+
+
+def test_the_api_is_tried_out_without_the_internet(with_users: Served, open_tab: OpenTab) -> None:
+    with_users.log_in()
+    tab = open_tab(with_users)
+    page = tab.page
+    page.get_by_role("navigation").get_by_role("link", name="API").press("Enter")
+    _press(page.get_by_role("button", name="Authorize"))
+    dialog = page.locator(".modal-ux")
+    dialog.locator("#oauth_username").fill(ACCOUNT["email"])
+    dialog.locator("#oauth_password").fill(ACCOUNT["password"])
+    _press(dialog.locator("button.authorize"))
+    expect(dialog).to_contain_text("Authorized")
+    _press(dialog.locator("button.close-modal"))
+    _picture(page, "api")
+    operation = page.locator(".opblock").filter(has_text="Place an order")
+    _press(operation.locator(".opblock-summary-control"))
+    _press(operation.get_by_role("button", name="Try it out"))
+    _press(operation.get_by_role("button", name="Execute"))
+    answer = operation.locator(".live-responses-table")
+    expect(answer.locator(".response").first).to_contain_text("201")
+    expect(answer).to_contain_text('"status": "placed"')
+
+
+def test_the_pages_follow_the_colours_of_the_system(with_users: Served, open_tab: OpenTab) -> None:
+    token = with_users.log_in()
+    tab = open_tab(with_users)
+    tab.fill("Bearer token", token)
+    tab.fill("Channel", "orders")
+    tab.press("Subscribe")
+    expect(tab.entries('"subscribed"')).to_be_visible()
+    with_users.place_order(token)
+    expect(tab.entries('"event": "order.confirmed"')).to_be_visible()
+    _picture(tab.page, "channels")
+
+
+def _press(button: Locator) -> None:
+    """Use it with the keyboard, which shows where it is."""
+    button.focus()
+    button.press("Enter")
+
+
+def _picture(page: Page, name: str) -> None:
+    """See the page in both colours; `just screenshots` keeps what is seen."""
+    page.set_viewport_size({"width": 1100, "height": 760})
+    page.mouse.move(0, 0)
+    grounds = set()
+    for colours in ("light", "dark"):
+        page.emulate_media(color_scheme=colours)
+        grounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        if page.locator("#swagger-ui").count():
+            expect(page.locator("html.dark-mode")).to_have_count(int(colours == "dark"))
+        if folder := os.environ.get("SCREENSHOTS"):
+            path = Path(folder) / f"{name}-{colours}.png"
+            page.screenshot(path=path, animations="disabled", caret="hide")
+    assert len(grounds) == 2
+    page.emulate_media(color_scheme="light")

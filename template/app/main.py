@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 
 from app.api import include_routers
+from app.core.documentation import install_documentation
 from app.core.errors import install_error_handlers
 from app.core.http_stack import install_http_stack
 from app.core.logging import configure_logging
@@ -27,11 +28,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         lifespan=create_lifespan(settings),
         # A public schema is a map of the attack surface.
         openapi_url=None if settings.is_production else "/openapi.json",
+        # Theirs load scripts from other hosts; `install_documentation` brings ours.
+        docs_url=None,
         redoc_url=None,
         # The redirect would lead to whatever host the client has named.
         redirect_slashes=False,
     )
     include_routers(app)
+    install_documentation(app)
     app.routes.append(MetricsEndpoint(settings).route)
     install_error_handlers(app)
     install_http_stack(app, settings, https_only=settings.is_production)

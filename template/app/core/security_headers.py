@@ -14,7 +14,7 @@ _ALWAYS: Headers = [
 ]
 _HTTPS_ONLY = (b"strict-transport-security", b"max-age=31536000")
 _CSP = b"content-security-policy"
-# A page, such as the interactive documentation, loads scripts and styles; data loads nothing.
+# A page loads scripts and styles, and may have a policy of its own; data loads nothing.
 _CSP_PAGE = (_CSP, b"frame-ancestors 'none'")
 _CSP_DATA = (_CSP, b"default-src 'none'; frame-ancestors 'none'")
 # Answers may be personal: no cache keeps one. What has an ETag is kept to be revalidated.

@@ -17,7 +17,8 @@ async def test_the_page_is_shown_in_development_and_may_open_sockets(
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/html")
     assert "/api/v1/ws" in response.text
-    assert "connect-src" not in response.headers["content-security-policy"]
+    assert "connect-src 'self'" in response.headers["content-security-policy"]
+    assert "aria-current=page>Channels</a>" in response.text
 
 
 async def test_the_page_offers_the_channels_by_name(
