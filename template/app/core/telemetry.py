@@ -1,6 +1,5 @@
 """Traces: what the service tells of requests, SQL, jobs and calls; nothing until it is set up."""
 
-import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from importlib import import_module
@@ -13,7 +12,6 @@ from opentelemetry.trace import (
     INVALID_SPAN,
     Span,
     SpanKind,
-    StatusCode,
     Tracer,
     format_span_id,
     format_trace_id,
@@ -21,11 +19,10 @@ from opentelemetry.trace import (
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from pydantic import Field, model_validator
-from sqlalchemy import Engine, event
-from sqlalchemy.engine import Connection, ExceptionContext
 from starlette.types import Scope
 
 from app.core.settings import Section, SettingError
+from app.core.statement_spans import fail, record_statements
 
 __all__ = [
     "SpanKind",
@@ -49,10 +46,6 @@ Sampler = Literal[
 ]
 
 _FORMAT = TraceContextTextMapPropagator()
-# More says nothing new: such statements insert many rows.
-_MAX_STATEMENT = 2000
-_TABLE = re.compile(r'\b(?:FROM|INTO|UPDATE)\s+"?(\w+)')
-_SPANS = "spans of statements"
 
 # Set as long as traces are recorded.
 _tracer: Tracer | None = None
@@ -156,13 +149,10 @@ async def open_tracing(settings: TelemetrySettings, name: str) -> AsyncIterator[
     async with open_exporter(settings, settings.traces_endpoint, name) as provider:
         _tracer = provider.get_tracer("app")
         processors.insert(0, _add_trace)
-        for moment, listener in _LISTENERS:
-            event.listen(Engine, moment, listener)
         try:
-            yield
+            with record_statements(_tracer):
+                yield
         finally:
-            for moment, listener in _LISTENERS:
-                event.remove(Engine, moment, listener)
             if _add_trace in processors:
                 processors.remove(_add_trace)
             _tracer = None
@@ -222,7 +212,7 @@ def _record(
         try:
             yield current
         except Exception as error:
-            _fail(current, error)
+            fail(current, error)
             raise
 
 
@@ -232,13 +222,7 @@ def annotate(*, error: BaseException | str | None = None, **attributes: str | in
     for key, value in attributes.items():
         current.set_attribute(key.replace("__", "."), value)
     if error is not None:
-        _fail(current, error)
-
-
-def _fail(failed: Span, error: BaseException | str) -> None:
-    kind = error if isinstance(error, str) else type(error).__qualname__
-    failed.set_attribute("error.type", kind)
-    failed.set_status(StatusCode.ERROR)
+        fail(current, error)
 
 
 def carry() -> dict[str, str]:
@@ -266,43 +250,3 @@ def _add_trace(_: Any, __: str, line: MutableMapping[str, Any]) -> MutableMappin
         line["trace_id"] = format_trace_id(found.trace_id)
         line["span_id"] = format_span_id(found.span_id)
     return line
-
-
-def _before_statement(
-    connection: Connection, _: Any, statement: str, __: Any, ___: Any, ____: bool
-) -> None:
-    # What belongs to no request, such as looking for work, is of no interest.
-    if _tracer is None or not trace_id():
-        return
-    operation = statement.split(None, 1)[0].upper()
-    table = _TABLE.search(statement)
-    started = _tracer.start_span(
-        f"{operation} {table[1]}" if table else operation,
-        kind=SpanKind.CLIENT,
-        attributes={
-            "db.system.name": connection.dialect.name,
-            "db.operation.name": operation,
-            # With placeholders: values are sent apart from it.
-            "db.query.text": statement[:_MAX_STATEMENT],
-        },
-    )
-    connection.info.setdefault(_SPANS, []).append(started)
-
-
-def _after_statement(connection: Connection, *_: Any) -> None:
-    if started := connection.info.get(_SPANS):
-        started.pop().end()
-
-
-def _on_error(context: ExceptionContext) -> None:
-    if context.connection is not None and (started := context.connection.info.get(_SPANS)):
-        failed = started.pop()
-        _fail(failed, context.original_exception)
-        failed.end()
-
-
-_LISTENERS: tuple[tuple[str, Any], ...] = (
-    ("before_cursor_execute", _before_statement),
-    ("after_cursor_execute", _after_statement),
-    ("handle_error", _on_error),
-)

@@ -7,10 +7,11 @@ import structlog
 from fastapi import APIRouter
 from opentelemetry.trace import SpanKind, format_trace_id
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from app.core import telemetry
 from app.core.background import BackgroundRunner
-from app.core.database import SessionDep
+from app.core.database import Database, SessionDep
 from app.core.errors import ConflictError
 from app.core.http_client import HttpClientDep, open_http_client
 from app.core.telemetry import carry, open_tracing, span
@@ -96,6 +97,23 @@ async def test_work_beside_the_requests_is_part_of_their_trace(
     assert not work.status.is_ok
     assert work.attributes == {"error.type": "ValueError"}
     assert not work.events
+
+
+async def test_a_statement_that_fails_is_named_by_its_error_only(
+    traces: Traces, database: Database
+) -> None:
+    async with open_tracing(traces.settings, "tests"):
+        with span("cause"):
+            async with database.transaction() as session:
+                with pytest.raises(DBAPIError):
+                    await session.execute(text("SELECT s3cret_column"))
+                await session.rollback()
+                await session.execute(text("SELECT 1"))
+        failed, succeeded = [it for it in traces.spans() if it.name == "SELECT"]
+    assert not failed.status.is_ok
+    assert failed.status.description is None
+    assert not failed.events
+    assert succeeded.status.is_unset
 
 
 async def test_what_is_not_sampled_is_not_recorded_and_others_are_told(traces: Traces) -> None:
