@@ -64,8 +64,6 @@ UNKNOWN = (
     r"(?<!without )\bdocker",
     "gunicorn",
     "kubernetes",
-    "opentelemetry",
-    "telemetry",
 )
 
 

@@ -5,9 +5,11 @@ from fastapi import FastAPI
 from app.api import include_routers
 from app.core.documentation import install_documentation
 from app.core.errors import install_error_handlers
+from app.core.exchange import is_probe
 from app.core.http_stack import install_http_stack
 from app.core.logging import configure_logging
 from app.core.metrics import MetricsEndpoint
+from app.core.telemetry import trace_requests
 from app.lifespan import create_lifespan
 from app.settings import InvalidSettingsError, Settings, load_settings
 
@@ -33,6 +35,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         # The redirect would lead to whatever host the client has named.
         redirect_slashes=False,
+        telemetry=trace_requests(settings, exclude=is_probe),
     )
     include_routers(app)
     install_documentation(app)

@@ -13,6 +13,7 @@ import structlog
 
 from app.core.deadline import leave_deadline
 from app.core.settings import AppSettings
+from app.core.telemetry import annotate, span
 
 Job = Callable[[], Awaitable[object]]
 
@@ -144,10 +145,12 @@ class BackgroundRunner:
             delay = seconds * random.uniform(1 - _JITTER, 1 + _JITTER)
 
     async def _run(self, name: str, job: Job) -> None:
-        try:
-            await job()
-        except Exception:
-            logger.exception("background_task_failed", task=name)
+        with span(name):
+            try:
+                await job()
+            except Exception as error:
+                annotate(error=error)
+                logger.exception("background_task_failed", task=name)
 
     async def _stops_within(self, seconds: float) -> bool:
         with anyio.move_on_after(seconds):

@@ -201,7 +201,7 @@ class Exchange:
     def log(self) -> None:
         """Write the access line, and count; the query may hold personal data and is left out."""
         scope = self.scope
-        log = logger.debug if route_path(scope).startswith(PROBES) else logger.info
+        log = logger.debug if is_probe(scope) else logger.info
         ended_at = self._complete_at or perf_counter()
         client = scope.get("client")
         route = route_template(scope) or UNMATCHED_ROUTE
@@ -219,6 +219,11 @@ class Exchange:
             client=client[0] if client else None,
             **({} if self._complete_at else {"aborted": True}),
         )
+
+
+def is_probe(scope: Scope) -> bool:
+    """Whether it is monitoring that asks, which nobody wants to read of."""
+    return route_path(scope).startswith(PROBES)
 
 
 def _has_body(scope: Scope) -> bool:

@@ -12,6 +12,7 @@ from starlette.requests import HTTPConnection
 
 from app.core.request_id import HEADER
 from app.core.settings import Section
+from app.core.telemetry import SpanKind, annotate, carry, span
 
 
 class HttpClientSettings(Section):
@@ -49,11 +50,30 @@ async def open_http_client(settings: HttpClientSettings) -> AsyncIterator[httpx2
         connect=settings.HTTP_CLIENT_CONNECT_TIMEOUT_SECONDS,
     )
     async with httpx2.AsyncClient(
-        transport=httpx2.AsyncHTTPTransport(limits=limits, retries=1),
+        transport=_TracedTransport(limits=limits, retries=1),
         timeout=timeout,
         event_hooks={"request": [_forward_request_id]},
     ) as client:
         yield client
+
+
+class _TracedTransport(httpx2.AsyncHTTPTransport):
+    """Has the other service continue the trace."""
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        # Neither path nor query: for some services they hold the credentials.
+        with span(
+            f"{request.method} {request.url.host}",
+            SpanKind.CLIENT,
+            http__request__method=request.method,
+            server__address=request.url.host,
+        ):
+            for name, value in carry().items():
+                request.headers.setdefault(name, value)
+            response = await super().handle_async_request(request)
+            failure = str(response.status_code) if response.is_error else None
+            annotate(error=failure, http__response__status_code=response.status_code)
+            return response
 
 
 async def _forward_request_id(request: httpx2.Request) -> None:

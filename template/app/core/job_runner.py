@@ -30,6 +30,7 @@ from app.core.jobs import (
 )
 from app.core.metrics import SECONDS
 from app.core.outbox import OutboxJob, SupersededError, Ticket
+from app.core.telemetry import SpanKind, annotate, span
 
 # A worker that has to end does not wait for a database that hangs.
 _CLEANUP_SECONDS = 5
@@ -130,8 +131,12 @@ class JobRunner:
         if row is None:
             logger.debug("job_ticket_stale", outbox_id=ticket.id)
             return
-        with structlog.contextvars.bound_contextvars(
-            **row.context, job=row.name, job_id=row.job_id, job_try=row.tries
+        with (
+            structlog.contextvars.bound_contextvars(
+                **row.context, job=row.name, job_id=row.job_id, job_try=row.tries
+            ),
+            # In the trace of what has handed it over; a trace of its own without one.
+            span(f"job {row.name}", SpanKind.CONSUMER, cause=row.context, job__try=row.tries),
         ):
             await self._try(row, held)
         if row.ordering_key is not None:
@@ -153,6 +158,7 @@ class JobRunner:
             outcome = await self._fail(row, held, definition, error)
         seconds = time.monotonic() - started
         _TRIES.labels(row.name, outcome).observe(seconds)
+        annotate(job__outcome=outcome)
         if outcome == "done":
             logger.info("job_done", seconds=round(seconds, 3))
 
@@ -190,6 +196,7 @@ class JobRunner:
     async def _fail(
         self, row: OutboxJob, held: Ticket, definition: Job[Any] | None, error: Exception
     ) -> str:
+        annotate(error=error)
         if definition is None or isinstance(error, PayloadMismatchError):
             delay = next_offer(row, self._lease, self._rollout)
             store, event, outcome = outbox.refuse, "job_refused", "refused"

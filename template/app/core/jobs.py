@@ -16,11 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from app.core import outbox
 from app.core.database import Database
 from app.core.settings import Section
+from app.core.telemetry import SpanKind, carry, span
 
 P = TypeVar("P", bound=BaseModel)
-
-# What follows a request into its jobs, from the context that log lines are made of.
-_CARRIED = ("request_id", "traceparent")
 
 
 class JobSettings(Section):
@@ -160,16 +158,19 @@ class Job(Generic[P]):
         Returns:
             Whether it was added; `False` when there is a job with this `job_id` already.
         """
-        context = structlog.contextvars.get_contextvars()
-        return await outbox.add(
-            session,
-            name=self.name,
-            payload=payload.model_dump(mode="json"),
-            context={key: str(context[key]) for key in _CARRIED if key in context},
-            delay=delay,
-            job_id=job_id,
-            ordering_key=ordering_key,
-        )
+        bound = structlog.contextvars.get_contextvars()
+        cause = {"request_id": str(bound["request_id"])} if "request_id" in bound else {}
+        with span(f"enqueue {self.name}", SpanKind.PRODUCER):
+            return await outbox.add(
+                session,
+                name=self.name,
+                payload=payload.model_dump(mode="json"),
+                # What follows a request into its jobs.
+                context={**cause, **carry()},
+                delay=delay,
+                job_id=job_id,
+                ordering_key=ordering_key,
+            )
 
     def load(self, payload: dict[str, Any]) -> P:
         """Read a payload as it is stored.

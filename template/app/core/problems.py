@@ -12,13 +12,15 @@ from fastapi import FastAPI, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import Scope
 
+from app.core.telemetry import trace_id
+
 MEDIA_TYPE = "application/problem+json"
 MAX_ERRORS = 50
 MAX_NAME = 100
 _SCHEMA_PATH = "#/components/schemas/"
 # Python 3.13 renamed these (RFC 9110); the service answers the same on every version.
 _PHRASES = {413: "Content Too Large", 422: "Unprocessable Content"}
-_RESERVED = frozenset({"type", "title", "status", "detail", "instance", "request_id"})
+_RESERVED = frozenset({"type", "title", "status", "detail", "instance", "request_id", "trace_id"})
 
 
 class FieldProblem(BaseModel):
@@ -77,6 +79,8 @@ def problem_response(
         "instance": quote(scope["path"], safe="/:@!$&'()*+,;=~"),
         "request_id": scope.get("state", {}).get("request_id", ""),
     }
+    if trace := trace_id():
+        body["trace_id"] = trace
     body |= {name: value for name, value in (extensions or {}).items() if name not in _RESERVED}
     content = _serialize(body)
     response = Response(content, status, headers, media_type=MEDIA_TYPE)

@@ -32,6 +32,7 @@ from starlette.requests import HTTPConnection
 from app.core.errors import ServiceUnavailableError
 from app.core.redis_settings import KeyPrefix, RedisSettings
 from app.core.tasks import end_tasks
+from app.core.telemetry import step
 
 __all__ = [
     "REDIS_ERRORS",
@@ -201,8 +202,11 @@ class RedisClient:
     async def _call(self, command: Command[T]) -> T:
         self._refuse_while_unavailable()
         outages = self._outages
+        name = getattr(command, "__qualname__", type(command).__qualname__)
         try:
-            return await self._bounded(command)
+            # By the code that uses it: keys may hold personal data.
+            with step(f"redis {name.replace('.<locals>', '')}", db__system__name="redis"):
+                return await self._bounded(command)
         except (*_OUTAGE, ResponseError) as error:
             if not _is_outage(error):
                 raise

@@ -18,6 +18,7 @@ from app.core.errors import ServiceUnavailableError, TooManyRequestsError
 from app.core.events import EventBus
 from app.core.principal import Principal
 from app.core.tasks import end_tasks
+from app.core.telemetry import SpanKind, span, step
 from app.realtime.limits import RealtimeSettings
 from app.realtime.schemas import EventFrame
 from app.realtime.statistics import Counters, Statistics
@@ -147,22 +148,33 @@ class Hub:
         frame = EventFrame(
             channel=event.channel, event=event.event, data=event.data
         ).model_dump_json()
-        self.deliver(event.topic, frame)
-        self.broker.publish(event.topic, frame)
+        with span(f"publish {event.event}", SpanKind.PRODUCER):
+            self.deliver(event.topic, frame)
+            self.broker.publish(event.topic, frame)
 
-    def deliver(self, topic: str, frame: str) -> None:
-        """Hand a frame to those in this process who listen to `topic`."""
+    def deliver(self, topic: str, frame: str, cause: Mapping[str, str] | None = None) -> None:
+        """Hand a frame to those in this process who listen to `topic`.
+
+        Args:
+            topic: Where it was published.
+            frame: An event frame, as JSON.
+            cause: The trace that another process has published it in.
+        """
         # A copy: whoever overflows may leave meanwhile.
         listeners = list(self._topics.get(topic, {}).items())
+        if not listeners:
+            return
         began = perf_counter()
-        for listener, channel in listeners:
-            try:
-                listener.offer(channel, frame)
-            except Exception:
-                # Of another release's frame, for example; the others hear of it all the same.
-                logger.exception("realtime_listener_failed", topic=topic)
-        if listeners:
-            self.counters.count_fan_out(len(listeners), perf_counter() - began)
+        # Without what follows the colon, which is somebody's id.
+        name = topic.partition(":")[0]
+        with step(f"deliver {name}", SpanKind.CONSUMER, cause=cause, listeners=len(listeners)):
+            for listener, channel in listeners:
+                try:
+                    listener.offer(channel, frame)
+                except Exception:
+                    # Of another release's frame, for example; the others hear of it all the same.
+                    logger.exception("realtime_listener_failed", topic=topic)
+        self.counters.count_fan_out(len(listeners), perf_counter() - began)
 
     async def listen(self, channel: Channel, topic: str, listener: Listener) -> None:
         """Have `listener` hear of `topic` from now on, in this process and in others."""
