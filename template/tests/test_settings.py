@@ -242,6 +242,11 @@ def test_a_line_that_cannot_be_read_stops_the_start(tmp_path: Path, line: str) -
     assert refusal() == ".env: line 4: write NAME=value, and close every quote"
 
 
+def test_a_folder_in_its_place_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    assert refusal() == ".env: is a folder; make it a file, or take it away"
+
+
 def test_a_file_in_another_encoding_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes("APP_NAME=Bücher".encode("utf-16"))
     assert refusal() == ".env: cannot be read; it must be a text in UTF-8"

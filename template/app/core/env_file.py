@@ -20,6 +20,13 @@ class EnvFileSource(DotEnvSettingsSource):
     in single quotes as well, so that a secret would differ from the same one in the environment.
     """
 
+    def _read_env_files(self) -> Mapping[str, str | None]:
+        # What a container gets where the file that it mounts is missing.
+        if Path(str(self.env_file)).is_dir():
+            message = f"{self.env_file}: is a folder; make it a file, or take it away"
+            raise SettingError(message)
+        return super()._read_env_files()
+
     def _read_env_file(self, file_path: Path) -> Mapping[str, str | None]:
         """Read the variables of a file, their names in small letters.
 

@@ -35,7 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from app.core.postgresql_url import normalize_url, option, password, settings_in_url
 from app.core.settings import Section
 from app.core.types import UtcDateTime
-from app.core.weak_passwords import is_well_known
+from app.core.weak_passwords import is_easy_to_guess
 
 # Classes and codes of https://www.postgresql.org/docs/current/errcodes-appendix.html
 _UNAVAILABLE = (
@@ -150,8 +150,8 @@ class DatabaseSettings(Section):
         in_query = (option(url, name) or "" for name in ("user", "database", "dbname"))
         names = ("postgres", "postgresql", parts.username or "", parts.path, *in_query)
         # No password at all may mean a client certificate, a password file or IAM.
-        if given is not None and (not given or is_well_known(given, *names)):
-            yield "DATABASE_URL: has an empty or well-known password; choose a long random one"
+        if given is not None and (not given or is_easy_to_guess(given, *names)):
+            yield "DATABASE_URL: has a short or well-known password; choose a long random one"
 
 
 def clock(after: timedelta = timedelta(0)) -> ColumnElement[datetime]:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 from pydantic import AfterValidator, Field, SecretStr
 
 from app.core.settings import Section, SettingError
-from app.core.weak_passwords import is_well_known
+from app.core.weak_passwords import is_easy_to_guess
 
 _SCHEMES = {
     "redis": "redis",
@@ -80,8 +80,8 @@ class RedisSettings(Section):
             yield "REDIS_URL: must be set in production"
             return
         url = self.REDIS_URL.get_secret_value()
-        if is_well_known(_password(url), "redis", "valkey"):
-            yield "REDIS_URL: has a well-known password; choose a long random one"
+        if is_easy_to_guess(_password(url), "redis", "valkey"):
+            yield "REDIS_URL: has a short or well-known password; choose a long random one"
         if _is_remote(url) and not self.REDIS_ALLOW_INSECURE:
             options = dict(parse_qsl(urlsplit(url).query))
             # Whoever can write to it decides what is limited and what users are shown.

@@ -33,18 +33,21 @@ _WORDS = (
     "welcome",
 )
 _LOOKALIKES = str.maketrans("013457@$", "oieastas")
+_MIN_LENGTH = 8
 _DIGITS = "01234567890" * 2
 
 
-def is_well_known(password: str, *names: str) -> bool:
-    """Whether a password is made of well-known words and nothing else but digits and marks.
+def is_easy_to_guess(password: str, *names: str) -> bool:
+    """Whether a password is short, or well-known words and nothing else but digits and marks.
 
     `P@ssw0rd1`, `secret-2024` and `adminadmin` mean the same as the words themselves.
 
     Args:
-        password: May be empty, which is not well known.
+        password: May be empty, which nobody has to guess.
         names: What else anybody knows, such as the names of the user and of the server's product.
     """
+    if 0 < len(password) < _MIN_LENGTH:
+        return True
     if password.isdecimal():
         return password in _DIGITS or password in _DIGITS[::-1] or len(set(password)) == 1
     words = tuple(sorted(_letters(name) for name in names))
