@@ -105,7 +105,7 @@ class TelemetrySettings(Section):
         if urlsplit(endpoint).scheme not in {"http", "https"} or not urlsplit(endpoint).hostname:
             raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
         try:
-            # Imported only here: a service that exports nothing needs neither.
+            # Imported only here: a service that records nothing needs neither.
             import_module("opentelemetry.sdk.trace")
             import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         except ImportError:
