@@ -18,7 +18,8 @@ VOCABULARY = {
         r"dead.?letter",
         r"app[./]worker",
         r"just (worker|jobs)",
-        r"\bexports?\b",
+        # Of the SDK too.
+        r"(?<!sdk\.trace\.)\bexports?\b",
     ),
     # Not "token", "password" and "bearer": keys, databases and any 401 have those.
     "jwt": (

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from fastapi.telemetry import TelemetryConfig
+from opentelemetry.context import attach, detach
 from opentelemetry.trace import (
     INVALID_SPAN,
     Span,
@@ -30,6 +31,7 @@ __all__ = [
     "annotate",
     "carry",
     "open_tracing",
+    "resume",
     "span",
     "step",
     "trace_id",
@@ -103,7 +105,7 @@ class TelemetrySettings(Section):
         if urlsplit(endpoint).scheme not in {"http", "https"} or not urlsplit(endpoint).hostname:
             raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
         try:
-            # Imported only here: a service that exports nothing needs neither.
+            # Imported only here: a service that records nothing needs neither.
             import_module("opentelemetry.sdk.trace")
             import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         except ImportError:
@@ -180,16 +182,12 @@ def span(
 
 
 def step(
-    name: str,
-    kind: SpanKind = SpanKind.CLIENT,
-    *,
-    cause: Mapping[str, str] | None = None,
-    **attributes: str | int,
+    name: str, kind: SpanKind = SpanKind.CLIENT, **attributes: str | int
 ) -> AbstractContextManager[Span]:
     """The same for what is only of interest as a part: it begins no trace of its own."""
-    if _tracer is None or not (cause or trace_id()):
+    if _tracer is None or not trace_id():
         return nullcontext(INVALID_SPAN)
-    return _record(_tracer, name, kind, cause, attributes)
+    return _record(_tracer, name, kind, None, attributes)
 
 
 @contextmanager
@@ -223,6 +221,16 @@ def annotate(*, error: BaseException | str | None = None, **attributes: str | in
         current.set_attribute(key.replace("__", "."), value)
     if error is not None:
         fail(current, error)
+
+
+@contextmanager
+def resume(cause: Mapping[str, str]) -> Iterator[None]:
+    """Have what the block records be part of the trace of which `carry` has told."""
+    token = attach(_FORMAT.extract(cause))
+    try:
+        yield
+    finally:
+        detach(token)
 
 
 def carry() -> dict[str, str]:

@@ -152,14 +152,8 @@ class Hub:
             self.deliver(event.topic, frame)
             self.broker.publish(event.topic, frame)
 
-    def deliver(self, topic: str, frame: str, cause: Mapping[str, str] | None = None) -> None:
-        """Hand a frame to those in this process who listen to `topic`.
-
-        Args:
-            topic: Where it was published.
-            frame: An event frame, as JSON.
-            cause: The trace that another process has published it in.
-        """
+    def deliver(self, topic: str, frame: str) -> None:
+        """Hand a frame to those in this process who listen to `topic`."""
         # A copy: whoever overflows may leave meanwhile.
         listeners = list(self._topics.get(topic, {}).items())
         if not listeners:
@@ -167,7 +161,7 @@ class Hub:
         began = perf_counter()
         # Without what follows the colon, which is somebody's id.
         name = topic.partition(":")[0]
-        with step(f"deliver {name}", SpanKind.CONSUMER, cause=cause, listeners=len(listeners)):
+        with step(f"deliver {name}", SpanKind.CONSUMER, listeners=len(listeners)):
             for listener, channel in listeners:
                 try:
                     listener.offer(channel, frame)

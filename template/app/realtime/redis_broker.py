@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from app.core.redis import REDIS_ERRORS, RedisClient, RedisSettings, create_pool
 from app.core.tasks import end_tasks
-from app.core.telemetry import carry
+from app.core.telemetry import carry, resume
 from app.realtime.hub import Hub
 
 _CHANNEL = "realtime"
@@ -271,8 +271,9 @@ class RedisBroker:
         own = bytes.fromhex(self._process)[:_TAG] if traced else self._process.encode()
         if (traced[1] if traced else mark) == own:
             return
-        cause = {"traceparent": f"00-{traced[2].hex()}-{traced[3].hex()}-01"} if traced else None
-        self._hub.deliver(topic, frame.decode(), cause)
+        cause = {"traceparent": f"00-{traced[2].hex()}-{traced[3].hex()}-01"} if traced else {}
+        with resume(cause):
+            self._hub.deliver(topic, frame.decode())
 
 
 def _mark(process: str, traceparent: str | None) -> bytes:
