@@ -10,6 +10,10 @@ test *arguments:
 combination name *arguments:
     uv run pytest --combination {{ quote(name) }} {{ arguments }}
 
+# Boot every combination under its own server and call every route; see `just boot --help`.
+boot *arguments:
+    uv run python -m tests.boot {{ arguments }}
+
 # List the combinations.
 combinations:
     @uv run python -m tests.combinations

@@ -20,8 +20,8 @@ from copier._vcs import clone, get_repo
 from pytest_copie.plugin import Copie
 
 Answers = Mapping[str, str | bool]
-# What only adds files is left out unless a test asks for it: tests/test_deployment.py does.
-WITHOUT_FILES: Answers = {"deployment": "none"}
+# What only adds files is left out unless a test asks for it, as test_deployment.py does.
+WITHOUT_FILES: Answers = {"ci": "none", "deployment": "none"}
 
 
 def question_names(template: Path) -> set[str]:

@@ -72,6 +72,7 @@ def test_defaults_alone_render_a_service(renderer: Renderer) -> None:
     assert stored == {
         "author_email": "",
         "author_name": "",
+        "ci": "github",
         "database": "postgresql",
         "deployment": "docker",
         "description": "A service with an HTTP API.",
