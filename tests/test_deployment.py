@@ -142,7 +142,7 @@ def test_compose_files_fit_their_schema_and_each_other(rendered_choice: Rendered
     expected = {"migration", "service"}
     expected |= {"postgres"} if combination.database == "postgresql" else set()
     expected |= {"valkey"} & ({"valkey"} if "redis" in combination.words else set())
-    expected |= {"prometheus", "grafana"}
+    expected |= {"collector", "prometheus", "grafana"}
     expected |= {"worker"} if "arq" in combination.words else set()
     assert set(whole) == expected
     assert set(override) <= expected
@@ -151,7 +151,8 @@ def test_compose_files_fit_their_schema_and_each_other(rendered_choice: Rendered
         conditions = {k: v["condition"] for k, v in whole[name]["depends_on"].items()}
         assert conditions.pop("migration") == "service_completed_successfully"
         assert set(conditions.values()) <= {"service_healthy"}
-    for name in expected - {"migration"}:
+    # The collector's image has no program that could ask it, and nobody waits for it.
+    for name in expected - {"migration", "collector"}:
         own = whole[name].get("healthcheck")
         assert own or name == "service", f"nobody sees whether {name} is healthy"
     assert (folder / "deploy" / whole["service"]["env_file"]).exists()
