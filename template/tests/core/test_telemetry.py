@@ -92,11 +92,15 @@ async def test_work_beside_the_requests_is_part_of_their_trace(
         with span("cause") as cause:
             async with BackgroundRunner(settings) as background:
                 background.spawn("work", fail)
-        work = traces.named("work")
+            with pytest.raises(ValueError, match="s3cret"), span("left by it"):
+                await fail()
+        work, left = traces.named("work"), traces.named("left by it")
     assert work.context.trace_id == cause.get_span_context().trace_id
-    assert not work.status.is_ok
-    assert work.attributes == {"error.type": "ValueError"}
-    assert not work.events
+    for failed in (work, left):
+        assert not failed.status.is_ok
+        assert failed.status.description is None
+        assert failed.attributes == {"error.type": "ValueError"}
+        assert not failed.events
 
 
 async def test_a_statement_that_fails_is_named_by_its_error_only(
