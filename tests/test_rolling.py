@@ -1,4 +1,4 @@
-"""nginx is no Python package: where the machine has it, replicas behind it are replaced under load."""
+"""nginx is no Python package: where the machine has it, replicas are replaced behind it."""
 
 import os
 import shutil
