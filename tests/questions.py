@@ -43,6 +43,8 @@ GOOD_ANSWERS: tuple[dict[str, Any], ...] = (
     {"python_version": "3.12"},
     {"python_version": 3.13},
     {"python_version": "3.14"},
+    {"server": "uvicorn"},
+    {"server": "gunicorn", "database": "sqlite"},
     {"deployment": "none"},
     {"deployment": "docker", "database": "sqlite"},
     {"deployment": "kubernetes"},

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-_JUSTFILE = Path(__file__).parents[1] / "template" / "justfile"
+from tests.combinations import parse_combination
+from tests.rendering import Renderer
+
 _SECONDS = 30.0
 
 
@@ -26,14 +28,20 @@ def _is_running(pid: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize("recipe", ["dev", "worker", "test", "update"])
-def test_what_a_recipe_runs_ends_at_sigterm(recipe: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
+def justfile(request: pytest.FixtureRequest, renderer: Renderer) -> Path:
+    answers = parse_combination("sqlite+redis+arq").answers
+    return renderer.render({**answers, "server": request.param}) / "justfile"
+
+
+@pytest.mark.parametrize("recipe", ["dev", "serve", "worker", "test", "update"])
+def test_what_a_recipe_runs_ends_at_sigterm(recipe: str, justfile: Path, tmp_path: Path) -> None:
     # In the place of uv, which passes SIGTERM on.
     uv, pid = tmp_path / "uv", tmp_path / "pid"
     uv.write_text(f"#!/bin/sh\necho $$ > {pid}.new\nmv {pid}.new {pid}\nexec sleep 600\n")
     uv.chmod(0o755)
     just = subprocess.Popen(
-        ["just", "--justfile", _JUSTFILE, recipe], env={**os.environ, "UV": str(uv)}
+        ["just", "--justfile", justfile, recipe], env={**os.environ, "UV": str(uv)}
     )
     _wait(pid.exists)
     number = int(pid.read_text())

@@ -49,7 +49,9 @@ def test_every_condition_goes_both_ways(
         update(updated, version=repository.head)
         # Combinations are without the files of `deployment`.
         for name in ("postgresql", "postgresql+redis", str(COMBINATIONS[0])):
-            renderer.render({**parse_combination(name).answers, "deployment": "kubernetes"})
+            for server in ("uvicorn", "gunicorn"):
+                answers = {"deployment": "kubernetes", "server": server}
+                renderer.render({**parse_combination(name).answers, **answers})
         # The largest, the smallest and so on: a few of them are enough.
         for combination in both_ends(COMBINATIONS):
             renderer.render(combination.answers)

@@ -127,6 +127,20 @@ class HttpSettings(Section):
         le=300,
         description="How long a client may take to send the head of a request.",
     )
+    KEEP_ALIVE_SECONDS: float = Field(
+        default=75,
+        ge=0.1,
+        le=3600,
+        description="How long a connection may stay without a request; longer than a load balancer "
+        "in front keeps it, or that sends requests to a closed one.",
+    )
+    MAX_CONNECTIONS: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="How many connections a process holds; three quarters of the files that it may "
+        "open (`ulimit -n`) at most.",
+    )
     SEND_TIMEOUT_SECONDS: float = Field(
         default=30,
         ge=0.1,

@@ -44,6 +44,7 @@ def bounded(protocol: Any, seconds: float) -> Any:  # noqa: C901
         # How much of a head has come; None while none is expected.
         _head_bytes: int | None = None
         _timer: asyncio.TimerHandle | None = None
+        _is_in_message = False
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -54,14 +55,22 @@ def bounded(protocol: Any, seconds: float) -> Any:  # noqa: C901
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
+            self._is_in_message = True
             self._begin_head()
             super().on_message_begin()
+
+        def on_message_complete(self) -> None:
+            self._is_in_message = False
+            super().on_message_complete()
 
         def on_headers_complete(self) -> None:
             self._end_head()
             super().on_headers_complete()
 
         def data_received(self, data: bytes) -> None:
+            if not self._is_in_message and self._head_bytes is None:
+                # Empty lines before a request begin none for the parser, and end the keep-alive.
+                self._begin_head()
             # Heads in parts, so that the parser holds one part more than the limit at most.
             while data and not self.transport.is_closing():
                 size = len(data) if self._head_bytes is None else _PART_BYTES

@@ -73,6 +73,10 @@ class HealthService:
         if not required:
             self._optional.add(name)
 
+    def is_draining(self) -> bool:
+        """Whether the process is about to end."""
+        return self._draining
+
     def start_draining(self) -> None:
         """Answer `unavailable` from now on: the process is about to end."""
         self._draining = True

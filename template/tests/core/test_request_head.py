@@ -78,6 +78,19 @@ async def test_a_head_that_does_not_come_ends_the_connection(
             assert await read_all(stream) == b""
 
 
+async def test_an_empty_line_after_a_response_does_not_keep_the_connection(
+    server: uvicorn.Server,
+) -> None:
+    async with await dial(server) as stream:
+        await stream.send(REQUEST + b"\r\n")
+        received = b""
+        while b'"it"' not in received:
+            received += await stream.receive()
+        await stream.send(b"\r\n")
+        with anyio.fail_after(20):
+            assert await read_all(stream) == b""
+
+
 async def test_heads_of_up_to_64_kib_and_bodies_of_any_size_pass(server: uvicorn.Server) -> None:
     head = REQUEST.replace(b"GET", b"POST") + b"a: " + b"b" * 60_000 + b"\r\n"
     async with await dial(server) as stream:
