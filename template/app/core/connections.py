@@ -11,7 +11,7 @@ import structlog
 from app.core.exchange import PROBES
 from app.core.http_settings import HttpSettings
 
-# uvicorn's own, alone and in other servers' workers; what was given on a command line is left alone.
+# uvicorn's own, alone and in another server's workers; what a command line gave is left alone.
 _DEFAULT_KEEP_ALIVE: Final = (5, 2)
 # For a request that may be on its way.
 _IDLE_SECONDS: Final = 0.5
