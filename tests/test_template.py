@@ -48,7 +48,12 @@ def test_every_condition_goes_both_ways(
         # Not to the release that is made up: its lines are not those of the working tree.
         update(updated, version=repository.head)
         # Combinations are without the files of `deployment`.
-        for name in ("postgresql", "postgresql+redis", str(COMBINATIONS[0])):
+        for name in (
+            "postgresql",
+            "postgresql+redis",
+            "postgresql+websockets",
+            str(COMBINATIONS[0]),
+        ):
             for server in ("uvicorn", "gunicorn"):
                 answers = {"deployment": "kubernetes", "server": server}
                 renderer.render({**parse_combination(name).answers, **answers})
