@@ -148,12 +148,15 @@ async def test_a_server_that_hangs_is_asked_all_the_time(
     sleep = asyncio.sleep
 
     async def note(seconds: float) -> None:
-        breaks.append(seconds)
+        # Whatever else lives in this process sleeps, too.
+        task = asyncio.current_task()
+        if task and task.get_name() == "redis_recovery":
+            breaks.append(seconds)
         await sleep(seconds)
 
     await private_client.call(write)
     private_redis.pause()
-    monkeypatch.setattr("app.core.redis.asyncio.sleep", note)
+    monkeypatch.setattr(asyncio, "sleep", note)
     with pytest.raises(RedisUnavailableError):
         await private_client.call(write)
     # Time for some probes, each of which takes a timeout.
@@ -161,7 +164,7 @@ async def test_a_server_that_hangs_is_asked_all_the_time(
     monkeypatch.undo()
     private_redis.resume()
     await recovered(private_client)
-    assert sum(breaks) <= 0.1
+    assert 0 < sum(breaks) <= 0.1
 
 
 async def test_the_time_for_a_series_of_commands_is_limited_too(
