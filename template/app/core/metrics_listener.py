@@ -5,13 +5,18 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from ipaddress import ip_network
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
+from app.core.connections import counted
 from app.core.http_settings import HttpSettings
 from app.core.metrics import Metrics, MetricsEndpoint
+from app.core.request_head import bounded
+
+_MAX_CONNECTIONS = 20
 
 
 @asynccontextmanager
@@ -43,6 +48,12 @@ async def open_listener(settings: HttpSettings, port: int, metrics: Metrics) -> 
         proxy_headers=False,
         timeout_graceful_shutdown=1,
     )
+    config.load()
+    protocol: Any = config.http_protocol_class
+    if hasattr(protocol, "on_message_begin"):
+        # As the service's own, but that Prometheus needs few.
+        heads = bounded(protocol, settings.HEAD_TIMEOUT_SECONDS)
+        config.http_protocol_class = counted(heads, _MAX_CONNECTIONS, lambda: False)
     server = _Server(config)
     with socket.create_server(("127.0.0.1" if is_local else "", port)) as listener:
         serving = asyncio.create_task(server.serve(sockets=[listener]))

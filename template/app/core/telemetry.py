@@ -102,7 +102,7 @@ class TelemetrySettings(Section):
     def _refuse_what_cannot_export(self) -> Self:
         if (endpoint := self.traces_endpoint) is None:
             return self
-        if urlsplit(endpoint).scheme not in {"http", "https"} or not urlsplit(endpoint).hostname:
+        if not _is_url(endpoint):
             raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
         try:
             # Imported only here: a service that records nothing needs neither.
@@ -112,6 +112,14 @@ class TelemetrySettings(Section):
             message = "OTEL_*: exporting traces needs an extra: uv sync --extra telemetry"
             raise SettingError(message) from None
         return self
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def trace_requests(

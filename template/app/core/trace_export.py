@@ -27,10 +27,16 @@ from app.core.telemetry import TelemetrySettings
 
 # How long the process's end waits for a collector.
 _END_SECONDS = 3.0
+# The characters that are to be passed on at least: https://www.w3.org/TR/trace-context/#tracestate-limits
+_MAX_TRACE_STATE = 512
 
 
-class _WithoutQuery(Sampler):
-    """Takes query strings out before anything is recorded: they may hold personal data."""
+class _Cautious(Sampler):
+    """Takes out before anything is recorded what strangers should not have recorded.
+
+    Query strings may hold personal data. A long `tracestate` of a caller would go into each span,
+    each log line and each row of what follows from the request.
+    """
 
     def __init__(self, inner: Sampler) -> None:
         self._inner = inner
@@ -46,9 +52,12 @@ class _WithoutQuery(Sampler):
         trace_state: TraceState | None = None,
     ) -> SamplingResult:
         kept = {key: it for key, it in (attributes or {}).items() if key != "url.query"}
-        return self._inner.should_sample(
+        found = self._inner.should_sample(
             parent_context, trace_id, name, kind, kept, links, trace_state
         )
+        if not found.trace_state or len(found.trace_state.to_header()) <= _MAX_TRACE_STATE:
+            return found
+        return SamplingResult(found.decision, found.attributes, TraceState())
 
     def get_description(self) -> str:
         return self._inner.get_description()
@@ -61,7 +70,7 @@ def _sampler(settings: TelemetrySettings) -> Sampler:
         "always_off": ALWAYS_OFF,
         "traceidratio": TraceIdRatioBased(settings.OTEL_TRACES_SAMPLER_ARG),
     }[name.removeprefix("parentbased_")]
-    return _WithoutQuery(ParentBased(root) if name.startswith("parentbased_") else root)
+    return _Cautious(ParentBased(root) if name.startswith("parentbased_") else root)
 
 
 def _resource(settings: TelemetrySettings, name: str) -> Resource:

@@ -120,6 +120,15 @@ async def test_a_statement_that_fails_is_named_by_its_error_only(
     assert succeeded.status.is_unset
 
 
+async def test_a_long_state_of_a_caller_goes_nowhere(traces: Traces) -> None:
+    short, long = "vendor=1", ",".join(f"vendor{number}={'x' * 200}" for number in range(5))
+    async with open_tracing(traces.settings, "tests"):
+        with span("work", cause={"traceparent": TRACEPARENT, "tracestate": short}):
+            assert carry()["tracestate"] == short
+        with span("work", cause={"traceparent": TRACEPARENT, "tracestate": long}):
+            assert carry().keys() == {"traceparent"}
+
+
 async def test_what_is_not_sampled_is_not_recorded_and_others_are_told(traces: Traces) -> None:
     settings = traces.settings.model_copy(update={"OTEL_TRACES_SAMPLER": "always_off"})
     async with open_tracing(settings, "tests"):
@@ -146,6 +155,8 @@ async def test_nothing_is_recorded_by_default_and_a_callers_trace_goes_on() -> N
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT}, "uv sync --extra telemetry"),
         ({"OTEL_TRACES_EXPORTER": "otlp"}, "uv sync --extra telemetry"),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector"}, "is not a URL"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "OTEL_EXPORTER_OTLP_ENDPOINT: is not a"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:x"}, "OTEL_EXPORTER_OTLP_ENDPOINT: is not a"),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: "),
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, "OTEL_EXPORTER_OTLP_PROTOCOL: "),
         ({"OTEL_TRACES_SAMPLER": "most"}, "OTEL_TRACES_SAMPLER: "),
