@@ -80,6 +80,7 @@ async def test_workers_are_bounded_replaced_and_counted_together(
                 f"--bind=127.0.0.1:{port}",
                 f"--max-requests={ASKED // 3}",
                 "--max-requests-jitter=0",
+                "--root-path=/shop",
             ],
             env={**kept, "DATABASE_URL": database_url, "HEAD_TIMEOUT_SECONDS": "1"},
             stdout=file,
@@ -103,6 +104,8 @@ async def test_workers_are_bounded_replaced_and_counted_together(
             # Workers end among these, and none of these fails.
             for _ in range(ASKED):
                 assert (await client.get("/health/live")).status_code == 200
+            schema = (await client.get("/openapi.json")).json()
+            assert schema["servers"] == [{"url": "/shop"}]
             text = (await client.get("/metrics")).text
             assert value_of(text, REQUESTS, **asked) == ASKED
         booted = re.findall(r"Booting worker with pid", output.read_text())

@@ -44,7 +44,8 @@ def _fold(folder: Path) -> None:
         name = _FILE.fullmatch(file.name)
         if name is None or _is_running(int(name["pid"])):
             continue
-        if not name["kind"].startswith("gauge"):
+        # Empty if the process was killed while it made the file.
+        if file.stat().st_size and not name["kind"].startswith("gauge"):
             ended = _File(str(folder / f"{name['kind']}_ended.db"))
             for key, value, _, _ in _File.read_all_values_from_file(str(file)):
                 ended.write_value(key, ended.read_value(key)[0] + value, 0)

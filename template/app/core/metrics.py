@@ -118,9 +118,16 @@ class Metrics:
 
 
 @asynccontextmanager
-async def open_metrics(sample: Callable[[], None]) -> AsyncIterator[Metrics]:
-    """Measure until the end of the block; `sample` is as for `Metrics.sample`."""
-    if not _FOLDER and multiprocessing.parent_process() is not None:
+async def open_metrics(
+    sample: Callable[[], None], *, alone: bool = False
+) -> AsyncIterator[Metrics]:
+    """Measure until the end of the block.
+
+    Args:
+        sample: As for `Metrics.sample`.
+        alone: Whether no other process serves the same, although another one has started this.
+    """
+    if not (_FOLDER or alone) and multiprocessing.parent_process() is not None:
         logger.warning("metrics_of_one_process_only", set="PROMETHEUS_MULTIPROC_DIR")
     _STARTED_AT.set_to_current_time()
     metrics = Metrics()

@@ -12,6 +12,8 @@ from sqlalchemy.engine import Connection, ExceptionContext
 # More says nothing new: such statements insert many rows.
 _MAX_STATEMENT = 2000
 _TABLE = re.compile(r'\b(?:FROM|INTO|UPDATE)\s+"?(\w+)')
+# Behind comments.
+_OPERATION = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*([A-Za-z]+)", re.DOTALL)
 _STARTED = "span"
 
 
@@ -54,7 +56,8 @@ def record_statements(tracer: Tracer) -> Iterator[None]:
 
 
 def _start(tracer: Tracer, system: str, statement: str) -> Span:
-    operation = statement.split(None, 1)[0].upper()
+    found = _OPERATION.match(statement)
+    operation = found[1].upper() if found else "SQL"
     table = _TABLE.search(statement)
     return tracer.start_span(
         f"{operation} {table[1]}" if table else operation,

@@ -47,6 +47,7 @@ Sampler = Literal[
     "parentbased_traceidratio",
 ]
 
+_PROTOCOL = "http/protobuf"
 _FORMAT = TraceContextTextMapPropagator()
 
 # Set as long as traces are recorded.
@@ -69,8 +70,10 @@ class TelemetrySettings(Section):
     OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: str | None = Field(
         default=None, description="The whole URL for traces; comes before the other."
     )
-    OTEL_EXPORTER_OTLP_PROTOCOL: Literal["http/protobuf"] = "http/protobuf"
-    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: Literal["http/protobuf"] = "http/protobuf"
+    OTEL_EXPORTER_OTLP_PROTOCOL: str = _PROTOCOL
+    OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: str | None = Field(
+        default=None, description="Comes before the other."
+    )
     OTEL_SERVICE_NAME: str | None = Field(
         default=None, description="What the service is called in traces; `APP_NAME` by default."
     )
@@ -102,6 +105,9 @@ class TelemetrySettings(Section):
     def _refuse_what_cannot_export(self) -> Self:
         if (endpoint := self.traces_endpoint) is None:
             return self
+        protocol = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL
+        if protocol != _PROTOCOL:
+            raise SettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be {_PROTOCOL}")
         if not _is_url(endpoint):
             raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
         try:

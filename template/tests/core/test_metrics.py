@@ -218,6 +218,8 @@ async def test_processes_add_up_also_when_one_was_killed(tmp_path: Path) -> None
     assert read_all_processes() == (42, 2, 42)
     killed.kill()
     await killed.wait()
+    # Another one was killed while it made its file.
+    (tmp_path / "counter_99999999.db").touch()
     # What was counted is kept once, what was held has gone.
     assert [read_all_processes() for _ in range(2)] == [(42, 2, 12)] * 2
     await living.communicate(b"")
