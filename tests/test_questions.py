@@ -81,6 +81,7 @@ def test_defaults_alone_render_a_service(renderer: Renderer) -> None:
         "project_name": "My Service",
         "project_slug": "my-service",
         "python_version": "3.11",
+        "server": "uvicorn",
         "use_jwt": True,
         "use_websockets": False,
         "use_redis": False,
