@@ -138,9 +138,11 @@ def with_users(
 def serving(service: Service, browser: Browser, folder: Path) -> Iterator[Served]:
     """Serve as a developer does, on a port of its own."""
     environment = service.install()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    # Bound and held, the port is given to nobody else; a server may still listen on it.
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    port = reservation.getsockname()[1]
     output = folder / "output.log"
     with output.open("wb") as log:
         process = subprocess.Popen(
@@ -153,7 +155,7 @@ def serving(service: Service, browser: Browser, folder: Path) -> Iterator[Served
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{port}"
-    with browser.new_context(base_url=url) as context:
+    with reservation, browser.new_context(base_url=url) as context:
         served = Served(process, context.request, url)
         try:
             _wait_until_ready(served, output)

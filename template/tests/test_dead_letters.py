@@ -82,7 +82,7 @@ async def test_a_payload_can_be_replaced_and_letters_discarded_by_name(
     assert "is no JSON object" in await command("retry", "--payload", "[]", fails=True)
     assert "is no JSON" in await command("retry", "--payload", '{"new": NaN}', fails=True)
     deep = '{"new": ' + "[" * 50_000
-    assert "is no JSON (maximum recursion" in await command("retry", "--payload", deep, fails=True)
+    assert "is no JSON (" in await command("retry", "--payload", deep, fails=True)
     assert "Say which" in await command("retry", fails=True)
     assert "No dead letter" in await command("show", "ffff", fails=True)
     assert "too short" in await command("discard", "", fails=True)

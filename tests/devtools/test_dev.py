@@ -15,7 +15,7 @@ import httpx2
 import pytest
 
 from app.settings import Settings
-from tests.fixtures.process import ModuleProcess
+from tests.fixtures.process import ModuleProcess, reserve_port
 
 _PROJECT = Path(__file__).parents[2]
 _SECONDS = 120
@@ -98,10 +98,7 @@ def wait_until_nobody_listens(port: int) -> None:
 
 @pytest.fixture
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        number: int = probe.getsockname()[1]
-        return number
+    return reserve_port()
 
 
 def test_it_migrates_serves_and_ends_at_ctrl_c(

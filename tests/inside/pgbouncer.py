@@ -3,7 +3,6 @@
 import asyncio
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -15,6 +14,7 @@ import asyncpg
 import httpx2
 import pytest
 from tests.fixtures.migrated import migrate
+from tests.fixtures.process import reserve_port
 from tests.fixtures.server import Serve
 
 # Few enough for every client to be given another one again and again.
@@ -29,9 +29,7 @@ ORDER = {
 def pgbouncer_url(scratch_database_url: str, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database through a pooler, without any option."""
     database = urlsplit(scratch_database_url)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserve_port()
     executable = shutil.which("pgbouncer", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
     assert executable
     configuration = tmp_path / "pgbouncer.ini"

@@ -188,7 +188,8 @@ def _translate(url: str) -> str:
             "dbname": database,
             "host": hosts,
             "password": given,
-            "port": "".join(ports),
+            # A host without a port has the usual one.
+            "port": hosts,
             "user": user,
         },
     )
@@ -196,7 +197,9 @@ def _translate(url: str) -> str:
         # SQLAlchemy's and asyncpg's name for it.
         options.setdefault("sslmode", options["ssl"])
     query = urlencode({n: v for n, v in options.items() if n in _KEPT}, quote_via=quote)
-    return f"postgresql://{credentials}{at}{hosts}{parts.path}{'?' if query else ''}{query}"
+    # A bare slash would be the name of a database for the driver, before ?dbname=.
+    path = parts.path if database else ""
+    return f"postgresql://{credentials}{at}{hosts}{path}{'?' if query else ''}{query}"
 
 
 def _options(query: str) -> dict[str, str]:

@@ -123,9 +123,10 @@ def normalize_url(url: str) -> str:
         _check_address(address, parts.path)
     if parts.fragment:
         raise SettingError("has a #; percent-encode / ? # in passwords")
-    query = _options(parts.query, scheme)
-    if scheme != "unix" and parts.path.strip("/") and query.startswith("db="):
+    options = _options(parts.query, scheme)
+    if scheme != "unix" and parts.path.strip("/") and "db" in options:
         raise SettingError("has the number of the database twice; take it out of the options")
+    query = urlencode(options, quote_via=quote)
     return f"{scheme}://{credentials}{at}{address}{parts.path}{'?' if query else ''}{query}"
 
 
@@ -147,7 +148,7 @@ def _check_socket(address: str, path: str) -> None:
         raise SettingError("must name a socket by its whole path: unix:///path?db=0")
 
 
-def _options(query: str, scheme: str) -> str:
+def _options(query: str, scheme: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     allowed = {"db", *(_TLS_OPTIONS if scheme == "rediss" else ())}
     if unknown := options.keys() - allowed:
@@ -158,11 +159,11 @@ def _options(query: str, scheme: str) -> str:
         raise SettingError("has a db that is not a number")
     if options.get("ssl_cert_reqs", "required") not in {"none", "optional", "required"}:
         raise SettingError("has an ssl_cert_reqs that is not none, optional or required")
-    for name in _TLS_FILES & options.keys():
+    for name in sorted(_TLS_FILES & options.keys()):
         if not Path(options[name]).is_file():
             message = f"has the name of a file that is not there, in {name}"
             raise SettingError(message)
-    return urlencode(sorted(options.items()), quote_via=quote)
+    return options
 
 
 def _is_remote(url: str) -> bool:

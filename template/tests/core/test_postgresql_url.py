@@ -62,6 +62,10 @@ def test_another_name_of_sslmode_is_translated() -> None:
     assert url == "postgresql://u:hunter2@db/app?sslmode=require"
 
 
+def test_a_slash_is_no_name_of_a_database() -> None:
+    assert normalize_url("postgresql://u@db/?dbname=app") == "postgresql://u@db?dbname=app"
+
+
 def test_the_certificates_of_the_system_are_a_file(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -96,6 +100,7 @@ def test_the_certificates_of_the_system_are_a_file(
         ("port=abc", "port that is not a number"),
         ("user=ada&dbname=shop", "dbname and user twice; take it out of the options"),
         ("host=/run&password=hunter2", "host and password twice"),
+        ("port=5433", "port twice"),
         ("options=abc", "options= that the server does not read"),
         ("sslmode=verify-full&sslrootcert=/missing/ca.pem", "not there, in sslrootcert"),
         ("sslcert=/missing&sslkey=/missing", "not there, in sslcert"),

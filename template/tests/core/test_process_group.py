@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import anyio
 import httpx2
 
-from tests.fixtures.process import ModuleProcess
+from tests.fixtures.process import ModuleProcess, reserve_port
 from tests.fixtures.server import ServedProcess
 
 _START_SECONDS = 90
@@ -19,9 +18,7 @@ _START_SECONDS = 90
 @contextmanager
 def _supervised(database_url: str, folder: Path) -> Iterator[ServedProcess]:
     """uvicorn with two workers, in a process group of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserve_port()
     environment = {
         **os.environ,
         "ENVIRONMENT": "production",
