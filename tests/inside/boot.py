@@ -6,16 +6,16 @@ Run in the folder of a rendered service with its own Python; a line for each cal
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import httpx2
 from devtools import dev
+from tests.fixtures.process import reserve_port
 
 PATIENCE_SECONDS = 120
 ORDER = {
@@ -29,12 +29,6 @@ LAST = ("cancel", "password", "logout", "logout-all")
 METHODS = ("get", "post", "patch", "put", "delete")
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def main() -> None:
     with ExitStack() as stack:
         data = Path(stack.enter_context(TemporaryDirectory(prefix="boot-")))
@@ -44,7 +38,7 @@ def main() -> None:
         stack.enter_context(dev.development_environment(data / "dev"))
         if hasattr(dev, "_redis"):
             stack.enter_context(dev._redis(data / "dev"))
-        port = free_port()
+        port = reserve_port()
         command = ["uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
         start(stack, [*command, "--no-proxy-headers"])
         has_worker = Path("app/worker.py").exists()

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import anyio
 import httpx2
 import pytest
 from tests.core.test_metrics import REQUESTS, value_of
+from tests.fixtures.process import reserve_port
 
 CONF = Path("gunicorn.conf.py").resolve()
 PATIENCE_SECONDS = 300
@@ -68,9 +68,7 @@ def test_workers_are_what_the_quota_pays_for(
 async def test_workers_are_bounded_replaced_and_counted_together(
     database_url: str, tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserve_port()
     output = tmp_path / "output.log"
     kept = {k: v for k, v in os.environ.items() if k != "PROMETHEUS_MULTIPROC_DIR"}
     with output.open("wb") as file:

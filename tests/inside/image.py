@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import anyio
 import httpx2
 import pytest
+from tests.fixtures.process import reserve_port
 
 IMAGE = json.loads(Path(os.environ["IMAGE_DESCRIPTION"]).read_text())
 ORDER = {
@@ -69,13 +69,6 @@ def with_port(command: list[str], port: int) -> list[str]:
     return changed
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def code_of(process: subprocess.Popen[bytes]) -> int:
     with anyio.fail_after(PATIENCE_SECONDS):
         while (code := process.poll()) is None:
@@ -96,7 +89,7 @@ async def test_everything_runs_from_the_image(start: Start) -> None:
     assert await code_of(start("sh", "-c", '[ "$(id -u):$(id -g)" = 10001:10001 ]')) == 0
 
     assert await code_of(start("alembic", "upgrade", "head")) == 0
-    port = free_port()
+    port = reserve_port()
     service = start(*with_port(IMAGE["command"], port))
     health = with_port(IMAGE["health"], port)
     await becomes(lambda: start(*health))

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,19 +17,13 @@ import anyio
 import httpx2
 from prometheus_client import REGISTRY, generate_latest
 from tests.core.test_metrics import REQUESTS, value_of
+from tests.fixtures.process import reserve_port
 from tests.fixtures.server import Serve
 
 FOLDER = Path("deploy/observability").resolve()
 RULES = FOLDER / "rules"
 PATIENCE = 120
 ASKED = 100
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def eventually(ask: Callable[[], Awaitable[Any]]) -> Any:
@@ -63,7 +56,7 @@ async def ask(url: str) -> None:
 @contextmanager
 def supervised(database_url: str, folder: Path, shared: Path) -> Iterator[str]:
     """uvicorn with four workers that share a folder; its URL."""
-    port = free_port()
+    port = reserve_port()
     environment = {
         **os.environ,
         "DATABASE_URL": database_url,
@@ -180,7 +173,7 @@ async def prometheus(folder: Path, target: str) -> AsyncIterator[httpx2.AsyncCli
             }
         )
     )
-    port = free_port()
+    port = reserve_port()
     with (folder / "prometheus.log").open("wb") as log:
         process = subprocess.Popen(
             [

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -19,6 +18,7 @@ import pytest
 from app import main
 from dotenv import dotenv_values
 from fastapi import FastAPI
+from tests.fixtures.process import reserve_port
 
 DEPLOY = Path("deploy").resolve()
 RESTARTS = int(os.environ.get("RESTARTS", "2"))
@@ -43,18 +43,11 @@ def create_app() -> FastAPI:
     return app
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 class Replica:
     """A process that runs the image's command with the settings of deploy/kubernetes."""
 
     def __init__(self, folder: Path, database_url: str) -> None:
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.output = folder / f"{self.port}.log"
         [command] = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
@@ -125,7 +118,7 @@ class Nginx:
     """The shipped configuration, with ports of the test's."""
 
     def __init__(self, folder: Path) -> None:
-        self.port = free_port()
+        self.port = reserve_port()
         self._folder = folder
         self._conf = folder / "nginx.conf"
         self._process: subprocess.Popen[bytes] | None = None

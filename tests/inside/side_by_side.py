@@ -6,7 +6,6 @@ Before each release the new code migrates, while the old one serves; then both s
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import anyio
 import httpx2
+from tests.fixtures.process import reserve_port
 
 PATIENCE = 90
 OLD = "customer_email: Mapped[str] = mapped_column(String(254))"
@@ -89,9 +89,7 @@ def environment(database_url: str, folder: Path) -> dict[str, str]:
 
 @contextmanager
 def started(database_url: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserve_port()
     with (folder / "output.log").open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", f"--port={port}"],

@@ -1,6 +1,5 @@
 """What `/metrics` tells of jobs: the service's of those that wait, a worker's of those it ran."""
 
-import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,18 +10,12 @@ from prometheus_client import REGISTRY
 from app.core.outbox import OutboxJob
 from tests.core.test_metrics import value_of
 from tests.fixtures.jobs import Jobs, WorkHere, eventually
+from tests.fixtures.process import reserve_port
 from tests.jobs import definitions
 from tests.jobs.definitions import Note
 
 TRIES = "job_try_duration_seconds_count"
 DONE = {"name": "tests.note", "outcome": "done"}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def all_done(found: Sequence[OutboxJob]) -> bool:
@@ -40,7 +33,7 @@ async def test_jobs_that_wait_and_jobs_that_ran(
     assert value_of(text, "outbox_overdue_seconds") > 0
 
     before = REGISTRY.get_sample_value(TRIES, DONE) or 0
-    port = _free_port()
+    port = reserve_port()
     async with work_here(WORKER_METRICS_PORT=port):
         await eventually(jobs.rows, all_done)
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as worker:
