@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import (
@@ -311,6 +312,43 @@ def test_the_pages_follow_the_colours_of_the_system(with_users: Served, open_tab
     with_users.place_order(token)
     expect(tab.entries('"event": "order.confirmed"')).to_be_visible()
     _picture(tab.page, "channels")
+
+
+def test_what_requests_did_is_shown_in_the_colours_of_the_system(
+    with_users: Served, open_tab: OpenTab
+) -> None:
+    token = with_users.log_in()
+    page = open_tab(with_users).page
+    _press(page.get_by_role("navigation").get_by_role("link", name="Traces"))
+    # The page sees by itself what comes.
+    with_users.place_order(token)
+    placed = page.get_by_role("row").filter(has_text="POST /api/v1/orders").first
+    expect(placed).to_contain_text("201")
+    with_users.api.get(f"/not-there/{quote(MARKUP)}")
+    missing = page.get_by_role("row").filter(has_text="GET /not-there/<img")
+    expect(missing).to_have_text(re.compile(r">404[\d.]+ ms1\d\d:\d\d:\d\d\.\d{3}$"))
+    assert page.locator("img").count() == 0
+    names = page.locator("tbody a").all_inner_texts()
+    assert names.index("POST /api/v1/orders") > names.index(
+        missing.get_by_role("link").inner_text()
+    )
+    _press(placed.get_by_role("link"))
+    expect(page.get_by_role("heading", name="POST /api/v1/orders")).to_be_focused()
+    # What followed from it is a part.
+    expect(page.get_by_title("order.placed:")).to_have_count(1)
+    span = page.get_by_role("listitem").filter(has=page.get_by_title("INSERT orders", exact=True))
+    _press(span.locator("summary"))
+    expect(span.get_by_role("definition").last).to_contain_text("INSERT INTO orders (id")
+    name, bar = span.get_by_title("INSERT orders"), span.locator(".bar")
+    assert float(name.evaluate("it => parseFloat(it.style.paddingLeft)")) > 0
+    track, filled = span.locator(".track").bounding_box(), bar.bounding_box()
+    assert track
+    assert filled
+    assert track["x"] < filled["x"] < filled["x"] + filled["width"] < track["x"] + track["width"]
+    assert ACCOUNT["email"] not in page.content()
+    _picture(page, "traces")
+    _press(page.get_by_role("link", name="All traces"))
+    expect(placed.get_by_role("link")).to_be_focused()
 
 
 def _press(button: Locator) -> None:

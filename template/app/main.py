@@ -38,7 +38,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=trace_requests(settings, exclude=is_probe),
     )
     include_routers(app)
-    install_documentation(app)
+    install_documentation(app, traces=settings.keeps_traces)
     app.routes.append(MetricsEndpoint(settings).route)
     install_error_handlers(app)
     install_http_stack(app, settings, https_only=settings.is_production)

@@ -10,11 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from app.core.settings import AppSettings
+from app.core.telemetry import TelemetrySettings
 from app.settings import Settings
+from devtools import dev
 from tests.fixtures.process import ModuleProcess, reserve_port
 
 _PROJECT = Path(__file__).parents[2]
@@ -142,3 +146,29 @@ def test_an_invalid_environment_is_explained(
     assert result.returncode == 1
     assert "REQUEST_TIMEOUT_SECONDS" in result.output
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("variables", "exporter"),
+    [
+        ({}, "docs"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector.invalid:4318"}, None),
+        ({"OTEL_TRACES_EXPORTER": "none"}, None),
+        ({"OTEL_SDK_DISABLED": True}, None),
+        ({"ENVIRONMENT": "production"}, None),
+    ],
+)
+def test_traces_are_kept_unless_the_settings_say_what_becomes_of_them(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, Any], exporter: str | None
+) -> None:
+    class Sections(AppSettings, TelemetrySettings):
+        """Those that it looks at."""
+
+    monkeypatch.setattr(dev, "load_settings", lambda: Sections(**variables))
+    # Is undone in any case.
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "")
+    monkeypatch.delenv("OTEL_TRACES_EXPORTER")
+
+    dev._keep_traces()
+
+    assert os.environ.get("OTEL_TRACES_EXPORTER") == exporter

@@ -133,7 +133,7 @@ EDITS = {
             "# What invoices are written in.\nBILLING_CURRENCY=EUR\n\n# Calls to other services: ",
         ),
     ),
-    "pyproject.toml": (('  "structlog>=', '  "idna>=3,<4",\n  "structlog>='),),
+    "pyproject.toml": (('  "starlette>=', '  "idna>=3,<4",\n  "starlette>='),),
     "README.md": (
         (
             "| `GET /health/live` |",

@@ -28,10 +28,21 @@ _POLICY: Final = (
 router = APIRouter(prefix="/docs", include_in_schema=False)
 
 
-def install_documentation(app: FastAPI) -> None:
-    """Serve `/docs` and the files that pages load; nothing at all where there is no schema."""
-    if app.openapi_url is not None:
-        app.include_router(router)
+def install_documentation(app: FastAPI, *, traces: bool = False) -> None:
+    """Serve `/docs` and the files that pages load; nothing at all where there is no schema.
+
+    Args:
+        app: The application, with all of its routers.
+        traces: Whether `/docs/traces` has something to show.
+    """
+    if app.openapi_url is None:
+        return
+    app.include_router(router)
+    if traces:
+        # Only here: production does not even import it.
+        from app.core.trace_page import router as trace_router  # noqa: PLC0415
+
+        app.include_router(trace_router)
 
 
 def docs_page(request: Request, path: Path, **parts: str) -> HTMLResponse:

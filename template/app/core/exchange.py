@@ -23,6 +23,8 @@ SERVER_RECEIVE = "app.server_receive"
 
 # Orchestrators and monitoring call these every few seconds, by address.
 PROBES = ("/health/", "/metrics")
+# So does the page of development, for what it shows.
+_UNREAD = (*PROBES, "/docs/traces/")
 # Paths that no route claims share one label: they are chosen by whoever scans the service.
 UNMATCHED_ROUTE = "unmatched"
 # nginx's code for a client that hung up before an answer; it is only logged.
@@ -223,7 +225,7 @@ class Exchange:
 
 def is_probe(scope: Scope) -> bool:
     """Whether it is monitoring that asks, which nobody wants to read of."""
-    return route_path(scope).startswith(PROBES)
+    return route_path(scope).startswith(_UNREAD)
 
 
 def _has_body(scope: Scope) -> bool:

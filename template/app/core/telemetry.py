@@ -61,8 +61,10 @@ class TelemetrySettings(Section):
     """
 
     OTEL_SDK_DISABLED: bool = Field(default=False, description="Whether nothing is recorded.")
-    OTEL_TRACES_EXPORTER: Literal["otlp", "none"] | None = Field(
-        default=None, description="`otlp` sends to this machine if no endpoint is named."
+    OTEL_TRACES_EXPORTER: Literal["otlp", "none", "docs"] | None = Field(
+        default=None,
+        description="`otlp` sends to this machine if no endpoint is named; `docs` keeps traces for "
+        "`/docs/traces` instead, in development.",
     )
     OTEL_EXPORTER_OTLP_ENDPOINT: str | None = Field(
         default=None, description="The collector's URL, to which `/v1/traces` is added."
@@ -92,7 +94,7 @@ class TelemetrySettings(Section):
     @property
     def traces_endpoint(self) -> str | None:
         """The URL that spans are sent to; `None` when nothing is to be recorded."""
-        if self.OTEL_SDK_DISABLED or self.OTEL_TRACES_EXPORTER == "none":
+        if self.OTEL_SDK_DISABLED or self.OTEL_TRACES_EXPORTER in {"none", "docs"}:
             return None
         if self.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT:
             return self.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT
@@ -101,15 +103,31 @@ class TelemetrySettings(Section):
             base = "http://localhost:4318"
         return base and f"{base.removesuffix('/')}/v1/traces"
 
+    @property
+    def keeps_traces(self) -> bool:
+        """Whether spans are kept on this machine, for `/docs/traces`."""
+        return self.OTEL_TRACES_EXPORTER == "docs" and not self.OTEL_SDK_DISABLED
+
+    @property
+    def records_traces(self) -> bool:
+        """Whether anything is recorded at all."""
+        return self.keeps_traces or self.traces_endpoint is not None
+
+    def production_problems(self) -> Iterator[str]:
+        yield from super().production_problems()
+        if self.keeps_traces:
+            yield "OTEL_TRACES_EXPORTER: `docs` is for development"
+
     @model_validator(mode="after")
     def _refuse_what_cannot_export(self) -> Self:
-        if (endpoint := self.traces_endpoint) is None:
+        if not self.records_traces:
             return self
-        protocol = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL
-        if protocol != _PROTOCOL:
-            raise SettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be {_PROTOCOL}")
-        if not _is_url(endpoint):
-            raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
+        if url := self.traces_endpoint:
+            protocol = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL
+            if protocol != _PROTOCOL:
+                raise SettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be {_PROTOCOL}")
+            if not _is_url(url):
+                raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
         try:
             # Imported only here: a service that records nothing needs neither.
             import_module("opentelemetry.sdk.trace")
@@ -136,7 +154,7 @@ def trace_requests(
     Its metrics would double `/metrics`, and its logs hold the texts of exceptions.
     """
     return {
-        "tracing": settings.traces_endpoint is not None,
+        "tracing": settings.records_traces,
         "metrics": False,
         "logs": False,
         "operation_spans": settings.TRACE_OPERATIONS,
@@ -149,20 +167,20 @@ def trace_requests(
 async def open_tracing(settings: TelemetrySettings, name: str) -> AsyncIterator[None]:
     """Record traces for the life of the process and send what is left at the end.
 
-    Without an endpoint in the settings nothing is imported, started or called.
+    Where the settings ask for none, nothing is imported, started or called.
 
     Args:
         settings: Where to send them, and which.
         name: What the service is called if the environment does not say.
     """
     global _tracer  # noqa: PLW0603
-    if settings.traces_endpoint is None:
+    if not settings.records_traces:
         yield
         return
     from app.core.trace_export import open_exporter  # noqa: PLC0415
 
     processors = structlog.get_config()["processors"]
-    async with open_exporter(settings, settings.traces_endpoint, name) as provider:
+    async with open_exporter(settings, name) as provider:
         _tracer = provider.get_tracer("app")
         processors.insert(0, _add_trace)
         try:

@@ -10,8 +10,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http import trace_exporter
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
 from opentelemetry.sdk.trace.sampling import (
     ALWAYS_OFF,
     ALWAYS_ON,
@@ -24,6 +24,7 @@ from opentelemetry.trace import Link, SpanKind, TraceState
 from opentelemetry.util.types import Attributes
 
 from app.core.telemetry import TelemetrySettings
+from app.core.trace_file import TraceFile, to_line
 
 # How long the process's end waits for a collector.
 _END_SECONDS = 3.0
@@ -82,20 +83,24 @@ def _resource(settings: TelemetrySettings, name: str) -> Resource:
     return found if named is None else found.merge(Resource({SERVICE_NAME: named}))
 
 
+def _processor(endpoint: str | None) -> SpanProcessor:
+    if endpoint is None:
+        writer = ConsoleSpanExporter(out=TraceFile(), formatter=to_line)
+        # Somebody is looking at the page.
+        return BatchSpanProcessor(writer, schedule_delay_millis=250)
+    return BatchSpanProcessor(trace_exporter.OTLPSpanExporter(endpoint=endpoint))
+
+
 @asynccontextmanager
-async def open_exporter(
-    settings: TelemetrySettings, endpoint: str, name: str
-) -> AsyncIterator[TracerProvider]:
+async def open_exporter(settings: TelemetrySettings, name: str) -> AsyncIterator[TracerProvider]:
     """Send spans in batches from a thread; at the end wait three seconds for the last one.
 
     Args:
-        settings: Which traces to record.
-        endpoint: The URL that spans are sent to.
+        settings: Which traces to record, and where to send them.
         name: What the service is called if the environment does not say.
     """
     provider = TracerProvider(_sampler(settings), _resource(settings, name), shutdown_on_exit=False)
-    exporter = trace_exporter.OTLPSpanExporter(endpoint=endpoint)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(_processor(settings.traces_endpoint))
     # Also for spans of your own: `opentelemetry.trace.get_tracer(__name__)`.
     trace.set_tracer_provider(provider)
     try:
