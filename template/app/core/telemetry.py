@@ -122,12 +122,12 @@ class TelemetrySettings(Section):
     def _refuse_what_cannot_export(self) -> Self:
         if not self.records_traces:
             return self
-        if url := self.traces_endpoint:
-            protocol = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL
-            if protocol != _PROTOCOL:
-                raise SettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be {_PROTOCOL}")
-            if not _is_url(url):
-                raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
+        endpoint = self.traces_endpoint
+        protocol = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL
+        if endpoint and protocol != _PROTOCOL:
+            raise SettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be {_PROTOCOL}")
+        if endpoint and not _is_url(endpoint):
+            raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
         try:
             # Imported only here: a service that records nothing needs neither.
             import_module("opentelemetry.sdk.trace")
