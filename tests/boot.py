@@ -8,29 +8,31 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from tests.combinations import COMBINATIONS, Combination, parse_combination
+from tests.combinations import COMBINATIONS, parse_combination
 from tests.rendering import Renderer
 from tests.service import clean_environment
 from tests.snapshot import copy_template
 
 SCENARIO = Path(__file__).parent / "inside" / "boot.py"
 RESOLUTIONS = ("highest", "lowest-direct")
+SERVERS = ("uvicorn", "gunicorn")
 _TAIL_LINES = 60
 
 
-def boot(combination: Combination, renderer: Renderer, environment: dict[str, str]) -> str | None:
+def boot(answers: dict[str, Any], renderer: Renderer, environment: dict[str, str]) -> str | None:
     """Do so for one combination.
 
     Args:
-        combination: What to render.
+        answers: What to render.
         renderer: Renders the working tree.
         environment: Where uv installs, with what, and for which Python.
 
     Returns:
         The end of the output if something failed.
     """
-    folder = renderer.render(combination.answers)
+    folder = renderer.render(answers)
     uv = os.environ.get("UV", "uv")
     for command in (
         [uv, "lock", "--quiet"],
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("combinations", nargs="*", metavar="COMBINATION", help="default: all")
     parser.add_argument("--python", default=sys.executable, help="a version or a path, for uv")
     parser.add_argument("--resolution", choices=RESOLUTIONS, default=RESOLUTIONS[0])
+    parser.add_argument("--server", choices=SERVERS, default=SERVERS[0])
     options = parser.parse_args(arguments)
     combinations = [parse_combination(name) for name in options.combinations] or COMBINATIONS
     failed = 0
@@ -77,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment["UV_PROJECT_ENVIRONMENT"] = str(folder / "environment")
         for combination in combinations:
             started = time.monotonic()
-            problem = boot(combination, renderer, environment)
+            answers = {**combination.answers, "server": options.server}
+            problem = boot(answers, renderer, environment)
             verdict = "failed" if problem else "ok"
             seconds = time.monotonic() - started
             sys.stdout.write(f"{combination} {verdict} in {seconds:.0f} s\n")

@@ -1,4 +1,4 @@
-"""nginx is no Python package: where the machine has it, replicas are replaced behind it."""
+"""nginx is no Python package: where the machine has it, all processes are replaced behind it."""
 
 import os
 import shutil
@@ -11,12 +11,12 @@ from tests.environments import Environments
 from tests.rendering import Renderer
 from tests.service import Service
 
-BEHIND = "postgresql+example"
+BEHIND = "postgresql+redis+arq+websockets+example"
 SCENARIO = Path(__file__).parent / "inside" / "rolling.py"
 
 
 @pytest.mark.parametrize("server", ["uvicorn", "gunicorn"])
-def test_no_request_fails_while_replicas_are_replaced(
+def test_nothing_is_lost_while_everything_is_replaced(
     renderer: Renderer, environments: Environments, server: str
 ) -> None:
     if not shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin"):

@@ -39,8 +39,11 @@ def main() -> None:
         if hasattr(dev, "_redis"):
             stack.enter_context(dev._redis(data / "dev"))
         port = reserve_port()
-        command = ["uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
-        start(stack, [*command, "--no-proxy-headers"])
+        if Path("gunicorn.conf.py").exists():
+            start(stack, ["gunicorn", "--bind", f"127.0.0.1:{port}"])
+        else:
+            command = ["uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
+            start(stack, [*command, "--no-proxy-headers"])
         has_worker = Path("app/worker.py").exists()
         if has_worker:
             start(stack, ["app.worker"])

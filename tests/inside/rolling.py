@@ -1,4 +1,4 @@
-"""Rolling restarts behind nginx under constant load; test_rolling.py copies it."""
+"""Rolling restarts of service and worker behind nginx under load; test_rolling.py copies it."""
 
 import json
 import os
@@ -8,17 +8,22 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any, TypeVar
 
 import anyio
 import httpx2
 import pytest
 from app import main
+from app.core.heartbeat import find_problem
 from dotenv import dotenv_values
 from fastapi import FastAPI
 from tests.fixtures.process import reserve_port
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 DEPLOY = Path("deploy").resolve()
 RESTARTS = int(os.environ.get("RESTARTS", "2"))
@@ -27,7 +32,8 @@ SLOW_SECONDS = 2.0
 CLIENTS = 2
 ORDER = {
     "customer_email": "ada@example.com",
-    "lines": [{"sku": "TEA-250", "quantity": 1, "unit_price": "12.50"}],
+    # Receipts that take a while, so that jobs are in hand when a worker is told to end.
+    "lines": [{"sku": f"TEA-{n}", "quantity": 1, "unit_price": "12.50"} for n in range(20)],
 }
 
 
@@ -43,54 +49,45 @@ def create_app() -> FastAPI:
     return app
 
 
-class Replica:
-    """A process that runs the image's command with the settings of deploy/kubernetes."""
+class Pod:
+    """A process that runs with the settings of deploy/kubernetes.
 
-    def __init__(self, folder: Path, database_url: str) -> None:
-        self.port = reserve_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.output = folder / f"{self.port}.log"
-        [command] = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
-        program, *arguments = [
-            "tests.test_rolling:create_app" if part == "app.main:create_app" else part
-            for part in json.loads(command)
-        ]
-        if program == "gunicorn":
-            arguments += ["--bind", f"127.0.0.1:{self.port}", "tests.test_rolling:create_app()"]
-        else:
-            # The last one counts.
-            arguments += ["--host", "127.0.0.1", "--port", str(self.port)]
+    Args:
+        folder: Where it keeps its files.
+        command: What its container runs.
+        env: Its settings beyond those.
+    """
+
+    def __init__(self, folder: Path, command: Sequence[str], env: Mapping[str, str]) -> None:
         settings = dotenv_values(DEPLOY / "kubernetes" / "base" / "settings.env")
         # Kubernetes sees the exit code of process 1.
         isolated = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        self.output = folder / "output.log"
+        folder.mkdir()
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [
                     *(isolated if can_isolate() else []),
-                    str(Path(sys.executable).with_name(program)),
-                    *arguments,
+                    str(Path(sys.executable).with_name(command[0])),
+                    *command[1:],
                 ],
                 env={
                     **os.environ,
                     **{name: value for name, value in settings.items() if value},
-                    "DATABASE_URL": database_url,
                     "RATE_LIMIT_REQUESTS": "1000000",
-                    "WEB_CONCURRENCY": "1",
+                    **env,
                 },
                 stdout=output,
                 stderr=output,
             )
 
-    async def status(self, path: str) -> int:
-        async with httpx2.AsyncClient(base_url=self.url, timeout=PATIENCE_SECONDS) as client:
-            return (await client.get(path)).status_code
+    async def is_ready(self) -> bool:
+        """What its readiness probe says."""
+        raise NotImplementedError
 
-    async def until(self, path: str, status: int) -> None:
+    async def until(self, *, ready: bool) -> None:
         with anyio.fail_after(PATIENCE_SECONDS):
-            while True:
-                with suppress(httpx2.TransportError):
-                    if await self.status(path) == status:
-                        return
+            while await self.is_ready() != ready:
                 assert self.process.poll() is None, self.output.read_text()
                 await anyio.sleep(0.1)
 
@@ -107,6 +104,60 @@ class Replica:
             while (code := self.process.poll()) is None:
                 await anyio.sleep(0.05)
         return code
+
+
+class Replica(Pod):
+    """One that serves."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self.port = reserve_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        [command] = re.findall(r"^CMD (\[.*\])$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+        arguments = [
+            "tests.test_rolling:create_app" if part == "app.main:create_app" else part
+            for part in json.loads(command)
+        ]
+        if arguments[0] == "gunicorn":
+            arguments += ["--bind", f"127.0.0.1:{self.port}", "tests.test_rolling:create_app()"]
+        else:
+            # The last one counts.
+            arguments += ["--host", "127.0.0.1", "--port", str(self.port)]
+        super().__init__(folder, arguments, env)
+
+    async def status(self, path: str) -> int:
+        async with httpx2.AsyncClient(base_url=self.url, timeout=PATIENCE_SECONDS) as client:
+            return (await client.get(path)).status_code
+
+    async def is_ready(self) -> bool:
+        with suppress(httpx2.TransportError):
+            status = await self.status("/health/ready")
+            # It still accepts, and says that it should not be sent any more.
+            assert status in {200, 503}
+            return status == 200
+        assert "draining" not in self.output.read_text()
+        return False
+
+
+class Worker(Pod):
+    """One that runs jobs."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self._heartbeat = folder / "heartbeat.json"
+        settings = {
+            "WORKER_METRICS_PORT": str(reserve_port()),
+            "WORKER_HEARTBEAT_FILE": str(self._heartbeat),
+        }
+        super().__init__(folder, ["python", "-m", "app.worker"], {**env, **settings})
+
+    async def is_ready(self) -> bool:
+        return self._heartbeat.exists() and find_problem(self._heartbeat, ready=True) is None
+
+    def done(self) -> Iterator[str]:
+        """The ids of the jobs that it has done."""
+        for line in self.output.read_text().splitlines():
+            with suppress(ValueError):
+                if (entry := json.loads(line))["event"] == "job_done":
+                    yield entry["job_id"]
 
 
 def can_isolate() -> bool:
@@ -157,9 +208,9 @@ def nginx() -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
-    for file in tmp_path.glob("*.log"):
-        tail = "\n".join(file.read_text().splitlines()[-15:])
-        sys.stderr.write(f"--- {file.name}\n{tail}\n")
+    for file in sorted(tmp_path.glob("*/output.log")):
+        tail = "\n".join(file.read_text().splitlines()[-3:])
+        sys.stderr.write(f"--- {file.parent.name}\n{tail}\n")
 
 
 @pytest.fixture
@@ -169,77 +220,155 @@ def proxy(folder: Path) -> Iterator[Nginx]:
     proxy.stop()
 
 
+P = TypeVar("P", bound=Pod)
+
+
+class Namespace:
+    """What runs, and what it runs with."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._env = env
+        self.pods: list[Pod] = []
+
+    def start(self, kind: Callable[[Path, Mapping[str, str]], P]) -> P:
+        pod = kind(self._folder / f"pod-{len(self.pods):02}", self._env)
+        self.pods.append(pod)
+        return pod
+
+
 @pytest.fixture
-def start(folder: Path, database_url: str) -> Iterator[Callable[[], Replica]]:
-    started: list[Replica] = []
-
-    def run() -> Replica:
-        started.append(Replica(folder, database_url))
-        return started[-1]
-
-    yield run
-    for replica in started:
-        replica.process.kill()
-        replica.process.wait()
+def namespace(folder: Path, database_url: str, redis_url: str) -> Iterator[Namespace]:
+    namespace = Namespace(folder, {"DATABASE_URL": database_url, "REDIS_URL": redis_url})
+    yield namespace
+    for pod in namespace.pods:
+        pod.process.kill()
+        pod.process.wait()
 
 
-async def test_no_request_fails_while_replicas_are_replaced(
-    proxy: Nginx, start: Callable[[], Replica]
+class Load:
+    """Clients of the service, and what they have seen."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.outcomes: Counter[str] = Counter()
+        self.placed: list[str] = []
+        self.heard: list[set[str]] = []
+
+    def client(self) -> httpx2.AsyncClient:
+        # A connection for each request: nginx closes those that it has kept, when it is told of
+        # new routes.
+        headers = {"Connection": "close"}
+        return httpx2.AsyncClient(base_url=self._url, timeout=PATIENCE_SECONDS, headers=headers)
+
+    async def requests(self) -> None:
+        async with self.client() as client:
+            while True:
+                await self._request(client, "POST", ORDER)
+                await self._request(client, "GET")
+                await anyio.sleep(0.25)
+
+    async def place(self) -> str:
+        async with self.client() as client:
+            await self._request(client, "POST", ORDER)
+        return self.placed[-1]
+
+    async def listen(self) -> None:
+        """Hear of orders; connect again whenever the socket is closed."""
+        heard: set[str] = set()
+        self.heard.append(heard)
+        url = self._url.replace("http", "ws", 1) + "/api/v1/ws"
+        while True:
+            try:
+                async with connect(url, open_timeout=PATIENCE_SECONDS) as websocket:
+                    await websocket.send(json.dumps({"type": "subscribe", "channel": "orders"}))
+                    while True:
+                        frame = json.loads(await websocket.recv())
+                        if frame["type"] == "event":
+                            heard.add(frame["data"]["order_id"])
+            except ConnectionClosed as end:
+                self.outcomes[f"socket {end.rcvd and end.rcvd.code}"] += 1
+            except (InvalidHandshake, OSError) as error:
+                self.outcomes[f"socket {error!r}"] += 1
+                await anyio.sleep(0.1)
+
+    async def _request(self, client: httpx2.AsyncClient, method: str, body: Any = None) -> None:
+        try:
+            response = await client.request(method, "/api/v1/orders", json=body)
+        except httpx2.TransportError as error:
+            self.outcomes[f"{method} {error!r}"] += 1
+            return
+        self.outcomes[f"{method} {response.status_code}"] += 1
+        if response.status_code == 201:
+            self.placed.append(response.json()["id"])
+
+
+async def test_nothing_is_lost_while_everything_is_replaced(
+    proxy: Nginx, namespace: Namespace
 ) -> None:
-    replicas = [start(), start()]
-    for replica in replicas:
-        await replica.until("/health/ready", 200)
+    replicas = [namespace.start(Replica), namespace.start(Replica)]
+    worker = namespace.start(Worker)
+    for pod in namespace.pods:
+        await pod.until(ready=True)
     proxy.route(*replicas)
-    outcomes: Counter[str] = Counter()
-    url = f"http://127.0.0.1:{proxy.port}"
+    load = Load(f"http://127.0.0.1:{proxy.port}")
     with anyio.fail_after(PATIENCE_SECONDS):
         while True:
             with suppress(httpx2.TransportError):
-                async with httpx2.AsyncClient(base_url=url) as client:
+                async with load.client() as client:
                     assert (await client.get("/metrics")).status_code == 404
                     break
             await anyio.sleep(0.05)
 
-    async def load() -> None:
-        # A connection for each: nginx closes those that it has kept, when it is told of new routes.
-        async with httpx2.AsyncClient(
-            base_url=url, timeout=PATIENCE_SECONDS, headers={"Connection": "close"}
-        ) as client:
-            while True:
-                for method, body in (("POST", ORDER), ("GET", None)):
-                    try:
-                        answer = await client.request(method, "/api/v1/orders", json=body)
-                    except httpx2.TransportError as error:
-                        outcomes[f"{method} {error!r}"] += 1
-                    else:
-                        outcomes[f"{method} {answer.status_code}"] += 1
-                    await anyio.sleep(0.05)
-
     async def one_in_flight(replica: Replica) -> None:
-        outcomes[f"slow {await replica.status('/slow')}"] += 1
+        load.outcomes[f"slow {await replica.status('/slow')}"] += 1
 
-    codes = Counter[int]()
+    codes: Counter[int] = Counter()
     async with anyio.create_task_group() as clients:
         for _ in range(CLIENTS):
-            clients.start_soon(load)
+            clients.start_soon(load.requests)
+            clients.start_soon(load.listen)
         for _ in range(RESTARTS):
-            # As a Deployment with maxSurge 1 and maxUnavailable 0.
-            new = start()
-            await new.until("/health/ready", 200)
-            old, replicas = replicas[0], [*replicas[1:], new]
+            # As Deployments with maxSurge 1 and maxUnavailable 0.
+            old, old_worker = replicas[0], worker
+            replicas, worker = [replicas[1], namespace.start(Replica)], namespace.start(Worker)
+            for new in (replicas[1], worker):
+                await new.until(ready=True)
             async with anyio.create_task_group() as in_flight:
                 in_flight.start_soon(one_in_flight, old)
                 await anyio.sleep(SLOW_SECONDS / 4)
                 old.terminate()
-                # It still accepts, and says that it should not be sent any more.
-                await old.until("/health/ready", 503)
+                old_worker.terminate()
+                await old.until(ready=False)
                 proxy.route(*replicas)
                 codes[await old.wait()] += 1
+                codes[await old_worker.wait()] += 1
+        with anyio.fail_after(PATIENCE_SECONDS):
+            while True:
+                last = await load.place()
+                await anyio.sleep(1)
+                if all(last in heard for heard in load.heard):
+                    break
         clients.cancel_scope.cancel()
-    sys.stdout.write(f"{dict(outcomes)}, exit codes {dict(codes)}\n")
-    assert outcomes.keys() == {"POST 201", "GET 200", "slow 200"}, outcomes
-    assert outcomes["slow 200"] == RESTARTS
-    assert codes == {0 if can_isolate() else -signal.SIGTERM: RESTARTS}
+
+    workers = [pod for pod in namespace.pods if isinstance(pod, Worker)]
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while True:
+            done = Counter(chain.from_iterable(pod.done() for pod in workers))
+            if len(done) >= len(load.placed):
+                break
+            await anyio.sleep(0.2)
+    done_by = [sum(1 for _ in pod.done()) for pod in workers]
+    sys.stdout.write(f"{dict(load.outcomes)}, exit codes {dict(codes)}, jobs {done_by}\n")
+    assert load.outcomes.keys() == {"POST 201", "GET 200", "slow 200", "socket 1012"}
+    assert load.outcomes["slow 200"] == RESTARTS
+    assert codes[0] >= RESTARTS
+    ended = 0 if can_isolate() else -signal.SIGTERM
+    assert codes == Counter([0, ended] * RESTARTS)
+    # Whoever placed an order just when the load ended has not seen its id.
+    assert len(load.placed) <= len(done) <= len(load.placed) + CLIENTS
+    assert set(done.values()) == {1}
+    assert min(done_by) > 0
 
 
 def test_nginx_accepts_the_configuration_as_it_is_shipped(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
 """Where a worker, which serves nothing else, answers `GET /metrics`."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from ipaddress import ip_network
 from typing import Any
 
@@ -55,13 +56,24 @@ async def open_listener(settings: HttpSettings, port: int, metrics: Metrics) -> 
         heads = bounded(protocol, settings.HEAD_TIMEOUT_SECONDS)
         config.http_protocol_class = counted(heads, _MAX_CONNECTIONS, lambda: False)
     server = _Server(config)
-    with socket.create_server(("127.0.0.1" if is_local else "", port)) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(it) for it in _listen(port, is_local=is_local)]
+        serving = asyncio.create_task(server.serve(sockets=listeners))
         try:
             yield
         finally:
             server.should_exit = True
             await serving
+
+
+def _listen(port: int, *, is_local: bool) -> Iterator[socket.socket]:
+    yield socket.create_server(("127.0.0.1" if is_local else "", port))
+    try:
+        yield socket.create_server(("::1" if is_local else "::", port), family=socket.AF_INET6)
+    except OSError as error:
+        # Many containers have no IPv6.
+        if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+            raise
 
 
 class _Server(uvicorn.Server):

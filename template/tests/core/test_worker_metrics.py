@@ -1,5 +1,6 @@
 """What `/metrics` tells of jobs: the service's of those that wait, a worker's of those it ran."""
 
+import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,12 @@ DONE = {"name": "tests.note", "outcome": "done"}
 
 def all_done(found: Sequence[OutboxJob]) -> bool:
     return all(row.done_at for row in found)
+
+
+def _has_ipv6() -> bool:
+    with suppress(OSError), socket.create_server(("::1", 0), family=socket.AF_INET6):
+        return True
+    return False
 
 
 async def test_jobs_that_wait_and_jobs_that_ran(
@@ -43,6 +50,8 @@ async def test_jobs_that_wait_and_jobs_that_ran(
                 long = await worker.get("/metrics", headers={"X-Long": "x" * 100_000})
                 assert long.status_code == 431
             forwarded = await worker.get("/metrics", headers={"X-Forwarded-For": "127.0.0.1"})
+            if _has_ipv6():
+                assert (await worker.get(f"http://[::1]:{port}/metrics")).status_code == 200
     assert value_of(answer.text, TRIES, **DONE) == before + 1
     assert "\njob_queue_length " in answer.text
     assert forwarded.status_code == 404
