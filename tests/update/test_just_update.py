@@ -12,10 +12,10 @@ from tests.update.repository import TemplateRepository, commit, run_git
 CHANGED = "app/domains.py"
 
 
-def just_update(service: Path) -> subprocess.CompletedProcess[str]:
+def just_update(service: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """What the recipe runs, with the Copier of the harness instead of the newest one."""
     return subprocess.run(
-        [sys.executable, "-m", "devtools.update"],
+        [sys.executable, "-m", "devtools.update", *arguments],
         cwd=service,
         env=clean_environment({"COPIER": shlex.join([sys.executable, "-m", "copier"])}),
         stdin=subprocess.DEVNULL,
