@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import structlog
 
-from app.core.exchange import PROBES
+from app.core.exchange import PROBES, SERVER_RECEIVE
 from app.core.http_settings import HttpSettings
 
 # uvicorn's own, alone and in another server's workers; what a command line gave is left alone.
@@ -118,8 +118,11 @@ def counted(protocol: Any, most: int, is_draining: Callable[[], bool]) -> Any:  
                 # uvicorn's own limit, which it answers 503, is one for all connections.
                 self.limit_concurrency = 0
             super().on_headers_complete()
-            if self.cycle is not None and (self._is_last or is_draining()):
-                self.cycle.keep_alive = False
+            # It has none if the request is a handshake.
+            if self.cycle is not None:
+                self.scope[SERVER_RECEIVE] = self.cycle.receive
+                if self._is_last or is_draining():
+                    self.cycle.keep_alive = False
 
         def on_response_complete(self) -> None:
             super().on_response_complete()

@@ -82,7 +82,8 @@ class _BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope[SERVER_RECEIVE] = receive
+        # Where a trace is recorded, this is a wrapper already.
+        scope.setdefault(SERVER_RECEIVE, receive)
         await _BodyLimitResponder(self._app, self._max_body_size)(scope, receive, send)
 
 

@@ -8,6 +8,7 @@ import httpx2
 import pytest
 
 from tests.fixtures.caller import Caller
+from tests.fixtures.tracing import ENDPOINT
 from tests.realtime.client import PATIENCE_SECONDS
 from tests.realtime.conftest import ServeChannels, publish, statistics
 
@@ -45,10 +46,19 @@ async def test_a_stream_carries_the_frames_of_its_channel(
         assert "Traceback" not in server.logs()
 
 
+# Traces put something between the server and the stream, also of requests that are not recorded.
+@pytest.mark.parametrize(
+    "traces",
+    [{}, {"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT, "OTEL_TRACES_SAMPLER": "always_off"}],
+)
 async def test_a_stream_that_is_not_read_is_cut(
-    serve_channels: ServeChannels, caller: Caller
+    serve_channels: ServeChannels, caller: Caller, traces: dict[str, str]
 ) -> None:
-    env = {"REALTIME_SEND_TIMEOUT_SECONDS": "0.5", "REALTIME_MAX_CONNECTIONS": "1"}
+    env = {
+        "REALTIME_SEND_TIMEOUT_SECONDS": "0.5",
+        "REALTIME_MAX_CONNECTIONS": "1",
+        **traces,
+    }
     async with (
         serve_channels(env=env) as server,
         await anyio.connect_tcp("127.0.0.1", httpx2.URL(server.url).port or 80) as stream,
