@@ -10,6 +10,9 @@ __all__ = ["metadata"]
 
 # Each domain's `models.py`, however deep; core's tables stand beside what uses them.
 for _module in pkgutil.walk_packages(app.__path__, "app."):
+    # Needs packages that only those have who export traces.
+    if _module.name == "app.core.trace_export":
+        continue
     if _module.name.endswith(".models") or _module.name.startswith("app.core."):
         import_module(_module.name)
 
