@@ -10,7 +10,7 @@ __all__ = ["metadata"]
 
 # Each domain's `models.py`, however deep; core's tables stand beside what uses them.
 for _module in pkgutil.walk_packages(app.__path__, "app."):
-    # Needs packages that only those have who export traces.
+    # Needs packages that are only there where traces are sent somewhere.
     if _module.name == "app.core.trace_export":
         continue
     if _module.name.endswith(".models") or _module.name.startswith("app.core."):
