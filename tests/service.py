@@ -19,6 +19,7 @@ from tests.processor import children, collect, collect_all
 from tests.snapshot import read_tree
 
 TAIL_LINES = 60
+INSIDE_SECONDS = 1200
 # In the stacks of what hung; those of an exception have a comma before "in".
 _DUMPED_FRAME = re.compile(r'  File ".*/site-packages/.*", line \d+ in ')
 _TURN_SECONDS = 0.5
@@ -188,7 +189,10 @@ class Service:
         copied = self.folder / "tests" / f"test_{scenario.name}"
         shutil.copyfile(scenario, copied)
         try:
-            self.run(["pytest", "-n0", "-q", "-p", "no:cacheprovider", str(copied)])
+            # Some restart servers for minutes, longer than a test of the service's own may take.
+            patience = f"faulthandler_timeout={INSIDE_SECONDS}"
+            quick = ["-n0", "-q", "-p", "no:cacheprovider", "-o", patience]
+            self.run(["pytest", *quick, str(copied)])
         finally:
             copied.unlink()
 
