@@ -113,7 +113,28 @@ def create_pool(settings: RedisSettings, **overrides: Any) -> BlockingConnection
     if url.startswith("rediss:"):
         # Version 5 would accept the certificate of any host.
         options["ssl_check_hostname"] = "ssl_cert_reqs=none" not in url
-    return BlockingConnectionPool.from_url(url, **{**options, **overrides})
+    pool = BlockingConnectionPool.from_url(url, **{**options, **overrides})
+    pool.connection_class = _telling(pool.connection_class)
+    return pool
+
+
+def _telling(base: Any) -> Any:
+    """A class of connections, with redis-py's error where uvloop has one that it does not know.
+
+    That is for what is written just after the connection has ended; asyncio's own transports have
+    an `OSError` there.
+    """
+
+    class Connection(base):  # type: ignore[misc]
+        async def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+            try:
+                await super().send_packed_command(*arguments, **options)
+            except RuntimeError as error:
+                if "handler is closed" not in str(error):
+                    raise
+                raise RedisConnectionError(str(error)) from error
+
+    return Connection
 
 
 class RedisClient:

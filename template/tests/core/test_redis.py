@@ -20,6 +20,7 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 from redis.asyncio import Redis
 from redis.asyncio.connection import SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from structlog.testing import capture_logs
 
@@ -27,6 +28,7 @@ from app.core.redis import (
     RedisClient,
     RedisSettings,
     RedisUnavailableError,
+    _telling,
     create_pool,
     open_redis,
 )
@@ -546,3 +548,12 @@ async def test_the_metrics_tell_whether_the_breaker_is_open(redis_url: str) -> N
         await recovered(client)
     assert REGISTRY.get_sample_value("redis_breaker_open") == 0
     assert REGISTRY.get_sample_value("redis_outages_total") == outages + 1
+
+
+async def test_what_uvloop_says_of_a_connection_that_has_ended_is_an_outage() -> None:
+    class Ended:
+        async def send_packed_command(self, _: bytes) -> None:
+            raise RuntimeError("unable to perform operation on <...>; the handler is closed")
+
+    with pytest.raises(RedisConnectionError):
+        await _telling(Ended)().send_packed_command(b"")

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from app.health.service import HealthService, HealthSettings
 
 SETTINGS = HealthSettings(HEALTH_CACHE_SECONDS=0)
-HURRIED = HealthSettings(HEALTH_TIMEOUT_SECONDS=0.2, HEALTH_CACHE_SECONDS=0)
+HURRIED = HealthSettings(HEALTH_TIMEOUT_SECONDS=1, HEALTH_CACHE_SECONDS=0)
 CACHED = HealthSettings(HEALTH_CACHE_SECONDS=60)
 
 
