@@ -177,11 +177,12 @@ class Service:
             raise CommandFailedError(self._explain(command, 0, f"{output}\n{problem}"))
         return result
 
-    def run_inside(self, scenario: Path) -> None:
+    def run_inside(self, scenario: Path, *, extra: Mapping[str, str] | None = None) -> None:
         """Run a test of ours as one of the service's own; nothing of it stays.
 
         Args:
             scenario: The file, which may import the service and its fixtures.
+            extra: More environment variables.
 
         Raises:
             CommandFailedError: if it fails.
@@ -192,7 +193,7 @@ class Service:
             # Some restart servers for minutes, longer than a test of the service's own may take.
             patience = f"faulthandler_timeout={INSIDE_SECONDS}"
             quick = ["-n0", "-q", "-p", "no:cacheprovider", "-o", patience]
-            self.run(["pytest", *quick, str(copied)])
+            self.run(["pytest", *quick, str(copied)], extra=extra)
         finally:
             copied.unlink()
 

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ import yaml
 
 from tests.combinations import Combination, parse_combination
 from tests.environments import Environments
+from tests.programs import program, run
 from tests.rendering import Renderer
 from tests.service import Service, render_command
 from tests.snapshot import clean_files, read_tree
-from tests.update.repository import TemplateRepository, commit
-from tests.update.team import conflicts, update
 from tests.vocabulary import UNKNOWN, forbidden_words
 
 # Every conditional line of these files goes both ways.
@@ -51,7 +49,6 @@ DECIDED_OTHERWISE = {
 }
 # Of what is in deploy/, rules and dashboards (deploy/observability) are everywhere.
 OWN_FOLDERS = (".devcontainer", ".dockerignore", "deploy", "devtools/deployment.py")
-OWN_FILES = (".devcontainer", ".dockerignore", "deploy/Dockerfile", "devtools/deployment.py")
 
 Rendered = tuple[str, Combination, Path]
 Manifests = list[dict[str, Any]]
@@ -81,21 +78,6 @@ def build(overlay: Path) -> Manifests:
     assert result.returncode == 0, result.stderr
     assert "deprecated" not in result.stderr
     return list(yaml.safe_load_all(result.stdout))
-
-
-def program(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
-
-
-def run(*command: str | Path) -> None:
-    result = subprocess.run(
-        list(map(str, command)),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_it_only_adds_files(rendered_choice: Rendered, renderer: Renderer) -> None:
@@ -334,40 +316,3 @@ def test_the_service_checks_what_is_computed(
     for file, text in zip(settings, before, strict=True):
         file.write_text(text)
     service.run(["python", "-m", "devtools.deployment"])
-
-
-def tree(service: Path) -> dict[str, bytes]:
-    files = read_tree(service)
-    return {k: v for k, v in files.items() if not k.startswith((".git/", "migrations/versions/"))}
-
-
-def test_a_choice_leaves_no_trace_of_the_one_before(
-    repository: TemplateRepository, tmp_path: Path
-) -> None:
-    fresh = {
-        choice: tree(repository.render(repository.head, tmp_path / choice, deployment=choice))
-        for choice in ("none", "docker", "kubernetes")
-    }
-    service = repository.copy(repository.head, tmp_path / "service", deployment="none")
-    for choice in ("docker", "kubernetes", "docker", "none", "kubernetes", "none"):
-        update(service, repository.head, deployment=choice)
-        assert conflicts(service) == []
-        assert tree(service) == fresh[choice], choice
-        commit(service, choice)
-
-
-def test_an_older_service_gets_no_files_and_can_have_them(
-    repository: TemplateRepository,
-    tmp_path: Path,
-) -> None:
-    old = [each for each in repository.releases if "deployment" not in repository.questions(each)]
-    for release in (old[0], old[-1]):
-        service = repository.copy(release, tmp_path / release)
-        update(service, repository.head)
-        answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
-        assert answers["deployment"] == "none"
-        assert not any((service / name).exists() for name in OWN_FILES)
-        commit(service, "Update")
-        update(service, repository.head, deployment="kubernetes")
-        assert conflicts(service) == []
-        assert (service / "deploy" / "kubernetes" / "base" / "kustomization.yaml").exists()

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,11 +27,11 @@ from tests.pipelines import (
     pipeline_environment,
     run_shell,
 )
+from tests.programs import program, run
 from tests.rendering import Renderer
 from tests.service import Service, render_command
 from tests.snapshot import ROOT, clean_files, read_tree
-from tests.update.repository import TemplateRepository, commit, run_git
-from tests.update.team import conflicts, update
+from tests.update.repository import commit, run_git
 from tests.vocabulary import UNKNOWN, forbidden_words
 
 # Every conditional line of these files goes both ways.
@@ -47,7 +45,6 @@ OWN = {
     "github": (".github", "docs/ci.md", "renovate.json"),
     "gitlab": (".gitlab", "docs/ci.md", "renovate.json"),
 }
-EVERY = sorted({name for names in OWN.values() for name in names})
 # What renovate.json names is the same for both, Docker's images and GitHub's actions.
 OTHER_WORDS = {
     "github": ("gitlab", r"merge.request", r"\bCI_"),
@@ -68,21 +65,6 @@ def rendered_choice(request: pytest.FixtureRequest, renderer: Renderer) -> Rende
 
 def workflows_of(folder: Path) -> list[Path]:
     return sorted((folder / ".github" / "workflows").glob("*.yml"))
-
-
-def program(name: str) -> str:
-    return str(Path(sys.executable).with_name(name))
-
-
-def run(*command: str | Path) -> None:
-    result = subprocess.run(
-        list(map(str, command)),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_it_only_adds_files(rendered_choice: Rendered, renderer: Renderer) -> None:
@@ -408,40 +390,3 @@ def test_a_service_boots_and_every_route_is_called(capsys: pytest.CaptureFixture
     """The nightly run, for one; its lower bounds and Pythons are tried there only."""
     assert main(["sqlite+example"]) == 0, capsys.readouterr().out
     assert capsys.readouterr().out.endswith("1 passed, 0 failed\n")
-
-
-def tree(service: Path) -> dict[str, bytes]:
-    files = read_tree(service)
-    return {k: v for k, v in files.items() if not k.startswith((".git/", "migrations/versions/"))}
-
-
-def test_a_choice_leaves_no_trace_of_the_one_before(
-    repository: TemplateRepository, tmp_path: Path
-) -> None:
-    others = {"deployment": "docker"}
-    fresh = {
-        choice: tree(repository.render(repository.head, tmp_path / choice, ci=choice, **others))
-        for choice in ("none", "github", "gitlab")
-    }
-    service = repository.copy(repository.head, tmp_path / "service", ci="none", **others)
-    for choice in ("github", "gitlab", "github", "none", "gitlab", "none"):
-        update(service, repository.head, ci=choice)
-        assert conflicts(service) == []
-        assert tree(service) == fresh[choice], choice
-        commit(service, choice)
-
-
-def test_an_older_service_gets_no_pipelines_and_can_have_them(
-    repository: TemplateRepository, tmp_path: Path
-) -> None:
-    old = [each for each in repository.releases if "ci" not in repository.questions(each)]
-    for release in (old[0], old[-1]):
-        service = repository.copy(release, tmp_path / release)
-        update(service, repository.head)
-        answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
-        assert answers["ci"] == "none"
-        assert not any((service / name).exists() for name in EVERY)
-        commit(service, "Update")
-        update(service, repository.head, ci="github")
-        assert conflicts(service) == []
-        assert workflows_of(service)

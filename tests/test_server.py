@@ -10,8 +10,6 @@ from tests.environments import Environments
 from tests.rendering import Renderer
 from tests.service import Service, render_command
 from tests.snapshot import read_tree
-from tests.update.repository import TemplateRepository, commit
-from tests.update.team import conflicts, update
 
 # Every conditional line goes both ways.
 NAMES = ("sqlite", "postgresql+websockets+example", "postgresql+redis+arq+jwt+websockets+example")
@@ -66,27 +64,7 @@ def test_its_configuration_passes_the_checks(service: Service) -> None:
     service.run(["deptry", "."])
 
 
-def test_workers_are_bounded_replaced_and_counted(service: Service, rendered: Rendered) -> None:
-    if rendered[0].database == "sqlite":
-        pytest.skip("one worker")
+@pytest.mark.parametrize("rendered", NAMES[1:], indirect=True)
+def test_workers_are_bounded_replaced_and_counted(service: Service) -> None:
+    """With PostgreSQL: SQLite is for one process, so that there is one worker."""
     service.run_inside(SCENARIO)
-
-
-def test_a_choice_leaves_no_trace_of_the_one_before(
-    repository: TemplateRepository, tmp_path: Path
-) -> None:
-    def tree(folder: Path) -> dict[str, bytes]:
-        files = read_tree(folder)
-        out = (".git/", "migrations/versions/")
-        return {k: v for k, v in files.items() if not k.startswith(out)}
-
-    fresh = {
-        server: tree(repository.render(repository.head, tmp_path / server, server=server))
-        for server in ("uvicorn", "gunicorn")
-    }
-    service = repository.copy(repository.head, tmp_path / "service", server="uvicorn")
-    for server in ("gunicorn", "uvicorn"):
-        update(service, repository.head, server=server)
-        assert conflicts(service) == []
-        assert tree(service) == fresh[server]
-        commit(service, server)

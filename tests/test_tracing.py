@@ -1,16 +1,16 @@
 """Real collectors: of one order's trace, and of what the service's own tests make it record."""
 
+import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.combinations import Combination, parse_combination
+from tests.inside.plugins.collector import collecting
 from tests.service import Service
 
 INSIDE = Path(__file__).parent / "inside"
+PLUGINS = INSIDE / "plugins"
 # What deals with people, their sessions, their orders, and with events.
 CHOSEN = ("tests/auth", "tests/orders", "tests/users", "tests/realtime")
 # They compare whole problems, or what is handed over to a job, with what is there without traces.
@@ -38,49 +38,10 @@ SECRET = {
 TEXT = re.compile(rb"[\x20-\x7e\s]{12,}")
 
 
-class Collector(ThreadingHTTPServer):
-    """Keeps what is exported to it, as it came."""
-
-    def __init__(self) -> None:
-        """Listen on a free port of this machine."""
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.received: list[bytes] = []
-
-    @property
-    def url(self) -> str:
-        """For `OTEL_EXPORTER_OTLP_ENDPOINT`."""
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        self.server.received.append(self.rfile.read(int(self.headers["Content-Length"])))
-        assert "Content-Encoding" not in self.headers
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-protobuf")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def collecting() -> Iterator[Collector]:
-    """A collector that takes exports meanwhile."""
-    with Collector() as collector:
-        threading.Thread(target=collector.serve_forever, daemon=True).start()
-        try:
-            yield collector
-        finally:
-            collector.shutdown()
-
-
 def test_an_order_is_one_trace(services: Callable[[Combination], Service]) -> None:
     everything = "postgresql+redis+arq+jwt+websockets+example"
-    services(parse_combination(everything)).run_inside(INSIDE / "tracing.py")
+    service = services(parse_combination(everything))
+    service.run_inside(INSIDE / "tracing.py", extra={"PYTHONPATH": str(PLUGINS)})
 
 
 def test_the_services_own_tests_pass_with_traces_which_hold_nothing_secret(
@@ -91,9 +52,8 @@ def test_the_services_own_tests_pass_with_traces_which_hold_nothing_secret(
         service.run(
             ["pytest", "-p", "traced_suite", "-n0", "-q", "-k", f"not ({OTHERWISE})", *CHOSEN],
             extra={
-                "PYTHONPATH": str(INSIDE / "plugins"),
-                "TRACED_ENDPOINT": collector.url,
-                "OTEL_EXPORTER_OTLP_COMPRESSION": "none",
+                "PYTHONPATH": str(PLUGINS),
+                "TRACED_ENVIRONMENT": json.dumps(collector.environment),
             },
         )
     recorded = b"\n".join(TEXT.findall(b"\n".join(collector.received)))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -49,7 +50,7 @@ def create_app() -> FastAPI:
     return app
 
 
-class Pod:
+class Pod(ABC):
     """A process that runs with the settings of deploy/kubernetes.
 
     Args:
@@ -81,9 +82,9 @@ class Pod:
                 stderr=output,
             )
 
+    @abstractmethod
     async def is_ready(self) -> bool:
         """What its readiness probe says."""
-        raise NotImplementedError
 
     async def until(self, *, ready: bool) -> None:
         with anyio.fail_after(PATIENCE_SECONDS):

@@ -1,16 +1,12 @@
 """One trace of a placed order, sent to a collector; test_tracing.py copies it."""
 
-import gzip
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import anyio
 import httpx2
+from collector import Collector, collecting
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from tests.factories.orders import order_body
 from tests.fixtures.caller import Caller
@@ -22,70 +18,31 @@ PATIENCE = 120
 TRACE = f"{0xABC:032x}"
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes spans by OTLP over HTTP."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Taker)
-        self.received: list[tuple[str, Any]] = []
-        self.bodies: list[bytes] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def names(self) -> set[str]:
-        """Of the spans of the trace, with the services that they come from in front."""
-        return {
-            f"{service}: {span.name}"
-            for service, span in self.received
-            if span.trace_id.hex() == TRACE
-        }
-
-
-class Taker(BaseHTTPRequestHandler):
-    """Answers one export."""
-
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        assert self.path == "/v1/traces"
-        self.server.bodies.append(body)
+def spans(collector: Collector) -> list[tuple[str, Any]]:
+    """What it has got, each with the service that it comes from."""
+    found = []
+    for body in collector.received:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             attributes = {it.key: it.value.string_value for it in resource.resource.attributes}
             for scope in resource.scope_spans:
-                self.server.received += [(attributes["service.name"], it) for it in scope.spans]
-        self.send_response(200)
-        self.send_header("Content-Type", "application/x-protobuf")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
+                found += [(attributes["service.name"], span) for span in scope.spans]
+    return found
 
 
-@contextmanager
-def collecting() -> Iterator[Collector]:
-    with Collector() as collector:
-        threading.Thread(target=collector.serve_forever, daemon=True).start()
-        try:
-            yield collector
-        finally:
-            collector.shutdown()
+def names(collector: Collector) -> set[str]:
+    """Of the spans of the trace, with the services that they come from in front."""
+    return {
+        f"{service}: {span.name}"
+        for service, span in spans(collector)
+        if span.trace_id.hex() == TRACE
+    }
 
 
 async def test_an_order_is_one_trace_from_the_request_to_the_event_on_a_socket(
     serve: Serve, work: Work, caller: Caller, redis_url: str
 ) -> None:
     with collecting() as collector:
-        env = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
-            "OTEL_BSP_SCHEDULE_DELAY": "100",
-            "REDIS_URL": redis_url,
-        }
+        env = {**collector.environment, "REDIS_URL": redis_url}
         headers = {
             **caller.headers,
             "traceparent": f"00-{TRACE}-{2:016x}-01",
@@ -113,9 +70,9 @@ async def test_an_order_is_one_trace_from_the_request_to_the_event_on_a_socket(
                 "service: deliver orders",
             }
             with anyio.move_on_after(PATIENCE):
-                while not expected <= collector.names():
+                while not expected <= names(collector):
                     await anyio.sleep(0.05)
-            assert expected - collector.names() == set()
+            assert expected - names(collector) == set()
             logged = [
                 line["event"] for log in (server, worker) for line in log.lines(trace_id=TRACE)
             ]
@@ -124,7 +81,7 @@ async def test_an_order_is_one_trace_from_the_request_to_the_event_on_a_socket(
     assert {frozenset(frame) for frame in frames} == {
         frozenset({"type", "channel", "event", "data"})
     }
-    sent = b"".join(collector.bodies)
+    sent = b"".join(collector.received)
     bearer = caller.headers.get("Authorization", "s3cret").removeprefix("Bearer ")
     for secret in ("s3cret", bearer, order.json()["customer_email"], caller.id):
         assert secret.encode() not in sent

@@ -3,6 +3,9 @@
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+import yaml
+
 from tests.update.repository import TemplateRepository, commit
 from tests.update.team import change_as_a_team, conflicts, update
 from tests.update.test_features import tree
@@ -54,3 +57,28 @@ def test_just_update_changes_all_three_at_once(
     commit(service, "Choose")
     fresh = repository.copy(repository.next, tmp_path / "fresh", **choose(2))
     assert tree(service) == tree(fresh)
+
+
+@pytest.mark.parametrize("which", [0, -1])
+def test_an_older_service_gets_no_files_and_can_have_them(
+    repository: TemplateRepository, tmp_path: Path, which: int
+) -> None:
+    """From the first release and from the last one that did not ask."""
+    old = [each for each in repository.releases if not CHOICES.keys() & repository.questions(each)]
+    everything = repository.render(repository.head, tmp_path / "everything", **choose(2))
+    nothing = repository.render(repository.head, tmp_path / "nothing", **choose(0))
+    own = {
+        path.relative_to(everything)
+        for path in everything.rglob("*")
+        if path.is_file() and not (nothing / path.relative_to(everything)).exists()
+    }
+    service = repository.copy(old[which], tmp_path / "service")
+    update(service, repository.head)
+    answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    assert {question: answers[question] for question in CHOICES} == choose(0)
+    assert [path for path in own if (service / path).exists()] == []
+    commit(service, "Update")
+    update(service, repository.head, **{**choose(1), "deployment": "kubernetes"})
+    assert conflicts(service) == []
+    for brought in ("gunicorn.conf.py", "deploy/kubernetes/base", ".github/workflows"):
+        assert (service / brought).exists()

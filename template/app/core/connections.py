@@ -1,6 +1,5 @@
 """Limits on connections, in the server: how many, how long without a request, how they end."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ import structlog
 
 from app.core.exchange import PROBES, SERVER_RECEIVE
 from app.core.http_settings import HttpSettings
+from app.core.uvicorn_config import uvicorn_config
 
 # uvicorn's own, alone and in another server's workers; what a command line gave is left alone.
 _DEFAULT_KEEP_ALIVE: Final = (5, 2)
@@ -33,9 +33,7 @@ def limit_connections(settings: HttpSettings, is_draining: Callable[[], bool]) -
         settings: The limits.
         is_draining: Whether the service is about to end.
     """
-    # uvicorn's handler is a method of its server, which makes one protocol for each connection.
-    handler = signal.getsignal(signal.SIGTERM)
-    config: Any = getattr(getattr(handler, "__self__", None), "config", None)
+    config = uvicorn_config()
     protocol: Any = getattr(config, "http_protocol_class", None)
     if not hasattr(protocol, "on_message_begin"):
         return

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from app.core.processes import is_running
+
 _INTERVAL_SECONDS = 2.0
 _LOOK_SECONDS = 0.1
 _LATE_SECONDS = 10.0
@@ -70,7 +72,7 @@ def find_problem(file: Path, *, ready: bool) -> str | None:
         return f"the heartbeat at {file} cannot be read ({type(error).__name__})"
     now = time.time()
     problem = None
-    if not _is_running(heartbeat.pid):
+    if not is_running(heartbeat.pid):
         problem = "is gone"
     elif now - heartbeat.alive_at > _LATE_SECONDS:
         problem = f"has been stuck for {now - heartbeat.alive_at:.0f} s"
@@ -81,21 +83,6 @@ def find_problem(file: Path, *, ready: bool) -> str | None:
     elif ready and now - heartbeat.working_at > _LATE_SECONDS:
         problem = "does not reach its queue"
     return problem and f"process {heartbeat.pid} {problem}"
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    # A process that was killed exists until its parent takes note.
-    status = Path(f"/proc/{pid}/stat")
-    try:
-        return status.read_text().rpartition(")")[2].split()[0] != "Z"
-    except (OSError, IndexError):
-        return True
 
 
 async def beat(file: Path, current: Callable[[], Heartbeat]) -> None:

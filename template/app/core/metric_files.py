@@ -3,7 +3,6 @@
 The files are memory that the processes share, so nothing is lost with a process that is killed.
 """
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
+
+from app.core.processes import is_running
 
 # Without types.
 _File: Any = MmapedDict
@@ -42,7 +43,7 @@ def _fold(folder: Path) -> None:
     """Keep one file for all processes that have ended, or each restart would add some."""
     for file in folder.glob("*.db"):
         name = _FILE.fullmatch(file.name)
-        if name is None or _is_running(int(name["pid"])):
+        if name is None or is_running(int(name["pid"])):
             continue
         # Empty if the process was killed while it made the file.
         if file.stat().st_size and not name["kind"].startswith("gauge"):
@@ -51,13 +52,3 @@ def _fold(folder: Path) -> None:
                 ended.write_value(key, ended.read_value(key)[0] + value, 0)
             ended.close()
         file.unlink()
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

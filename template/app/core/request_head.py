@@ -1,10 +1,10 @@
 """Limits on the head of a request, in the server: no ASGI message comes before it is complete."""
 
 import asyncio
-import signal
 from typing import Any, Final
 
 from app.core.http_settings import HttpSettings
+from app.core.uvicorn_config import uvicorn_config
 
 _MAX_BYTES: Final = 65_536
 _PART_BYTES: Final = 4_096
@@ -24,9 +24,7 @@ def limit_heads(settings: HttpSettings) -> None:
     Call it before the server's signal handlers are replaced. It is for uvicorn with httptools;
     elsewhere nothing happens.
     """
-    # uvicorn's handler is a method of its server, which makes one protocol for each connection.
-    handler = signal.getsignal(signal.SIGTERM)
-    config: Any = getattr(getattr(handler, "__self__", None), "config", None)
+    config = uvicorn_config()
     protocol: Any = getattr(config, "http_protocol_class", None)
     if hasattr(protocol, "on_message_begin"):
         config.http_protocol_class = bounded(protocol, settings.HEAD_TIMEOUT_SECONDS)

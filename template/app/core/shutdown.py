@@ -12,6 +12,7 @@ import anyio
 import structlog
 
 from app.core.settings import AppSettings
+from app.core.uvicorn_config import uvicorn_config
 
 _SIGNALS: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT)
 # How late a supervisor passes SIGTERM on to a process that has got the signal already. uvicorn's
@@ -58,8 +59,7 @@ def drain_on_sigterm(
         yield
         return
 
-    for handler in server_handlers.values():
-        _bound_patience(handler, settings.SHUTDOWN_TIMEOUT_SECONDS)
+    _bound_patience(settings.SHUTDOWN_TIMEOUT_SECONDS)
     drain = _Drain(settings, callback, before_stop, server_handlers)
     for number in server_handlers:
         signal.signal(number, drain.on_signal)
@@ -73,9 +73,8 @@ def drain_on_sigterm(
                 signal.signal(number, handler)
 
 
-def _bound_patience(handler: _Handler, seconds: float) -> None:
-    # uvicorn's handler is a method of its server, which reads this when it shuts down.
-    config = getattr(getattr(handler, "__self__", None), "config", None)
+def _bound_patience(seconds: float) -> None:
+    config = uvicorn_config()
     if config is not None and getattr(config, "timeout_graceful_shutdown", 0) is None:
         config.timeout_graceful_shutdown = math.ceil(seconds)
 

@@ -123,11 +123,14 @@ class TelemetrySettings(Section):
         if not self.records_traces:
             return self
         endpoint = self.traces_endpoint
-        protocol = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL or self.OTEL_EXPORTER_OTLP_PROTOCOL
-        if endpoint and protocol != _PROTOCOL:
-            raise SettingError(f"OTEL_EXPORTER_OTLP_PROTOCOL: must be {_PROTOCOL}")
+        own = self.OTEL_EXPORTER_OTLP_TRACES_PROTOCOL
+        if endpoint and (own or self.OTEL_EXPORTER_OTLP_PROTOCOL) != _PROTOCOL:
+            which = "_TRACES" if own else ""
+            raise SettingError(f"OTEL_EXPORTER_OTLP{which}_PROTOCOL: must be {_PROTOCOL}")
         if endpoint and not _is_url(endpoint):
-            raise SettingError("OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL like http://host:4318")
+            which = "_TRACES" if self.OTEL_EXPORTER_OTLP_TRACES_ENDPOINT else ""
+            message = f"OTEL_EXPORTER_OTLP{which}_ENDPOINT: is not a URL like http://host:4318"
+            raise SettingError(message)
         try:
             # Imported only here: a service that records nothing needs neither.
             import_module("opentelemetry.sdk.trace")

@@ -1,11 +1,11 @@
 """The end of connections whose client does not read, which no route and no ASGI message can see."""
 
-import signal
 import socket
 from contextlib import suppress
 from typing import Any, Final
 
 from app.core.http_settings import HttpSettings
+from app.core.uvicorn_config import uvicorn_config
 
 # Linux has it.
 _OPTION: Final[int | None] = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -21,9 +21,7 @@ def drop_unread(settings: HttpSettings) -> None:
     Call it before the server's signal handlers are replaced. It is for uvicorn on Linux; elsewhere
     nothing happens. On a Unix socket it is the proxy in front that decides.
     """
-    # uvicorn's handler is a method of its server, which makes one protocol for each connection.
-    handler = signal.getsignal(signal.SIGTERM)
-    config: Any = getattr(getattr(handler, "__self__", None), "config", None)
+    config = uvicorn_config()
     protocol: Any = getattr(config, "http_protocol_class", None)
     option = _OPTION
     if protocol is None or option is None:

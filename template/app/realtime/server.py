@@ -1,6 +1,5 @@
 """What only the server can do with a WebSocket, and ASGI has no words for: done under uvicorn."""
 
-import signal
 from collections.abc import Callable
 from functools import lru_cache
 from operator import attrgetter
@@ -8,6 +7,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from app.core.uvicorn_config import uvicorn_config
 from app.realtime.limits import RealtimeSettings
 
 # uvicorn's own defaults; what was given on its command line is left alone.
@@ -44,9 +44,7 @@ def limit_server(settings: RealtimeSettings) -> None:
     Call it before the server's signal handlers are replaced. Where the server is another one than
     uvicorn, nothing happens: then frames are measured when they have been read.
     """
-    handler = signal.getsignal(signal.SIGTERM)
-    # uvicorn's handler is a method of its server; each connection reads these when it is made.
-    config: Any = getattr(getattr(handler, "__self__", None), "config", None)
+    config = uvicorn_config()
     if getattr(config, "ws_max_size", None) == _DEFAULT_FRAME_BYTES:
         config.ws_max_size = settings.REALTIME_MAX_FRAME_BYTES
     if getattr(config, "ws_ping_interval", None) == _DEFAULT_PING_SECONDS:

@@ -154,7 +154,10 @@ async def test_nothing_is_recorded_by_default_and_a_callers_trace_goes_on() -> N
     [
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": ENDPOINT}, "uv sync --extra telemetry"),
         ({"OTEL_TRACES_EXPORTER": "otlp"}, "uv sync --extra telemetry"),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector"}, "is not a URL"),
+        (
+            {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "collector"},
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: is not a",
+        ),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://[::1"}, "OTEL_EXPORTER_OTLP_ENDPOINT: is not a"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://h:x"}, "OTEL_EXPORTER_OTLP_ENDPOINT: is not a"),
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER: "),
@@ -162,6 +165,10 @@ async def test_nothing_is_recorded_by_default_and_a_callers_trace_goes_on() -> N
         (
             {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
             "OTEL_EXPORTER_OTLP_PROTOCOL: must be http/protobuf",
+        ),
+        (
+            {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "grpc"},
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL: must be http/protobuf",
         ),
         ({"OTEL_TRACES_SAMPLER": "most"}, "OTEL_TRACES_SAMPLER: "),
         ({"OTEL_TRACES_SAMPLER_ARG": "2"}, "OTEL_TRACES_SAMPLER_ARG: "),

@@ -1,5 +1,6 @@
 """Has the service's own tests record traces; test_tracing.py loads it as a plugin of pytest."""
 
+import json
 import os
 
 import pytest
@@ -8,5 +9,4 @@ import pytest
 @pytest.hookimpl(trylast=True)
 def pytest_configure() -> None:
     """Set what the service's conftest.py has just taken out of the environment."""
-    os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = os.environ["TRACED_ENDPOINT"]
-    os.environ["OTEL_BSP_SCHEDULE_DELAY"] = "200"
+    os.environ.update(json.loads(os.environ["TRACED_ENVIRONMENT"]))
