@@ -26,8 +26,12 @@ def count_orphans() -> None:
 
 def children() -> set[int]:
     """The processes that this one is to wait for."""
-    files = Path("/proc/self/task").glob("*/children")
-    return {int(child) for file in files for child in file.read_text().split()}
+    pids = set[int]()
+    for file in Path("/proc/self/task").glob("*/children"):
+        # A thread may end between the listing and the reading.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            pids.update(map(int, file.read_text().split()))
+    return pids
 
 
 def collect(orphans: set[int]) -> None:

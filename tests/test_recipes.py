@@ -23,9 +23,12 @@ def _wait(condition: Callable[[], bool]) -> None:
 
 
 def _is_running(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
     # Whoever takes over what it left behind may not have taken note of its end yet.
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture(scope="module", params=["uvicorn", "gunicorn"])
