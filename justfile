@@ -3,16 +3,19 @@ default:
     @just --list --unsorted
 
 # Render every combination, check each and run its own tests; arguments are pytest's.
+[positional-arguments]
 test *arguments:
-    uv run pytest {{ arguments }}
+    uv run pytest "$@"
 
 # Do that for one combination, such as postgresql+example.
+[positional-arguments]
 combination name *arguments:
-    uv run pytest --combination {{ quote(name) }} {{ arguments }}
+    uv run pytest --combination "$@"
 
 # Boot every combination under its own server and call every route; see `just boot --help`.
+[positional-arguments]
 boot *arguments:
-    uv run python -m tests.boot {{ arguments }}
+    uv run python -m tests.boot "$@"
 
 # List the combinations.
 combinations:

@@ -48,7 +48,7 @@ def test_one_command_serves_everywhere(rendered: Rendered) -> None:
         [image] = re.findall(r"^CMD \[(.*)\]$", (folder / "deploy/Dockerfile").read_text(), re.M)
         command = image.replace('"', "").replace(",", "")
         recipe = (folder / "devtools/serve.just").read_text()
-        assert f"run {command} {{{{ arguments }}}}" in recipe
+        assert f'run {command} "$@"' in recipe
         assert f"uv run --no-dev {command}\n" in (folder / "README.md").read_text()
 
 

@@ -1,187 +1,348 @@
-"""A template update that hides nothing: refuses unsaved work, lists conflicts and lost files."""
+"""Brings the template's changes into this service: a three-way merge that git makes.
 
-import os
+What the old release renders, what the new one renders, and the service as it is are merged beside
+the working tree; then the outcome is put into it, all or nothing. Conflicts stand in the index, as
+after `git merge`. Copier only renders, without `--trust`: no code of the template runs here.
+"""
+
+import argparse
 import re
 import shlex
-import subprocess
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
-_ANSWERS = ".copier-answers.yml"
-_LOCK = "uv.lock"
-_COPIER = "uvx --from 'copier>=9.19,<10' copier"
+from devtools.renames import Renames
+from devtools.repository import Entry, Scratch, UpdateError
+from devtools.template_source import ANSWERS, Answers, Template, advice
+from devtools.three_way import Merge, Verdict, merge
+from devtools.working_tree import Change, Project
+
+# The team's own from the first copy on.
+_REVISIONS = "migrations/versions/"
+_MARKERS = re.compile(r"^<{7} .*?^={7}$.*?^>{7} ", re.MULTILINE | re.DOTALL)
+_SETTING = re.compile(r"^(?:# ?)?([A-Z][A-Z0-9_]+)=", re.MULTILINE)
+_DONE, _CONFLICTS, _FAILED = 0, 1, 2
 
 
 def main() -> None:
-    """Update the project in the current folder; arguments are Copier's, such as `--data x=true`.
+    """Update the service in the current folder; `--help` lists the arguments.
 
-    The environment variable COPIER names another command than the one that `uvx` fetches.
+    Exits with 0 if all is well, 1 if there are conflicts (with `--check`: if there is something
+    newer), and 2 if it could not be done and nothing was changed.
     """
-    arguments = sys.argv[1:]
-    if not sys.stdin.isatty() and not {"--defaults", "-l"} & set(arguments):
-        # Nobody is there to answer new questions.
-        arguments.append("--defaults")
-    copier = shlex.split(os.environ.get("COPIER", _COPIER))
-    sys.exit(update(Path.cwd(), [*copier, "update", "--skip-answered", *arguments]))
-
-
-def update(project: Path, command: Sequence[str]) -> int:
-    """Run Copier's update and report what needs a person; the index stays as Copier left it.
-
-    Returns:
-        The exit code: 0 when there is no conflict. Copier's own says nothing of conflicts.
-    """
-    if not (project / _ANSWERS).exists():
-        print(f"{_ANSWERS} is missing: this folder was not made from a template.")
-        return 1
-    if unfinished := _git(project, "status", "--short", "--", ":/", f":(exclude){_LOCK}"):
-        print("There are uncommitted changes, which the update would mix with its own:")
-        print(unfinished, end="")
-        print('Commit them first: git add -A && git commit -m "..."')
-        return 1
-    with _lock_kept_aside(project):
-        # What is printed by then comes before what Copier prints.
-        sys.stdout.flush()
-        failed = subprocess.run(command, check=False, cwd=project).returncode
-    if failed:
-        print("The update failed; `git status` shows what it has done so far.")
-        return failed
-    untracked = set(_paths(project, "ls-files", "--others", "--exclude-standard")) - {_LOCK}
-    deleted = _changed(project, "--diff-filter=D")
-    _report_deleted(project, deleted)
-    _report_orphans(project, deleted)
-    _report_returned(project, untracked | _changed(project, "--diff-filter=A"))
-    _report_tables(project, untracked | _changed(project))
-    conflicts = set(_paths(project, "diff", "--name-only", "--relative", "--diff-filter=U"))
-    conflicts |= {path for path in untracked if path.endswith(".rej")}
-    if conflicts:
-        print("\nConflicts. Edit the parts between <<<<<<< and >>>>>>>, then `git add` the file:")
-        _print_list(conflicts)
-        return 1
-    print("\nUpdated. Look at `git diff HEAD`, run `uv run just check`, commit.")
-    return 0
-
-
-@contextmanager
-def _lock_kept_aside(project: Path) -> Iterator[None]:
-    """Spare a lock file that `uv run` wrote from Copier, which refuses any uncommitted change."""
-    lock = project / _LOCK
-    if not (lock.exists() and _git(project, "status", "--short", "--", _LOCK)):
-        yield
-        return
-    aside = project / _git(project, "rev-parse", "--git-path", f"{_LOCK}.aside").strip()
-    lock.replace(aside)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _stop)
+    # Names of files may be anything.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    arguments = _parse(sys.argv[1:])
     try:
-        if _git(project, "ls-tree", "--name-only", "HEAD", "--", _LOCK):
-            _git(project, "checkout", "--quiet", "HEAD", "--", _LOCK)
+        project = Project.open(Path.cwd())
+        if arguments.abort:
+            code = _abort(project)
         else:
-            _git(project, "rm", "--cached", "--quiet", "--ignore-unmatch", "--", _LOCK)
-        yield
-    finally:
-        aside.replace(lock)
+            with tempfile.TemporaryDirectory(prefix="template-update-") as folder:
+                code = _update(project, arguments, Path(folder).resolve())
+    except UpdateError as error:
+        print(error)
+        code = _FAILED
+    sys.exit(code)
 
 
-def _report_deleted(project: Path, deleted: set[str]) -> None:
-    if not deleted:
-        return
-    kept = set(_paths(project, "ls-tree", "-r", "--name-only", "HEAD")) - deleted
-    folders = {folder for path in kept for folder in PurePosixPath(path).parents}
-    counts: dict[str, int] = {}
-    for path in sorted(deleted):
-        gone = [parent for parent in PurePosixPath(path).parents if parent not in folders]
-        # The outermost folder of which nothing is left.
-        name = str(gone[-1]) if gone and str(gone[-1]) != "." else path
-        counts[name] = counts.get(name, 0) + 1
-    print("\nThe update deleted these, with any change of yours in them. To bring one back:")
-    for name, count in counts.items():
-        note = "" if name in deleted else f"   # {count} file{'s' if count > 1 else ''}"
-        print(f"  git checkout HEAD -- {shlex.quote(name)}{note}")
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="just update", description=main.__doc__)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--preview", action="store_true", help="tell what would happen, no more")
+    what.add_argument("--check", action="store_true", help="tell whether there is a newer release")
+    what.add_argument("--abort", action="store_true", help="take the last update back")
+    parser.add_argument("--to", "--vcs-ref", metavar="VERSION", help="a release; the newest if not")
+    parser.add_argument(
+        *("--data", "-d"),
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="another answer to a question",
+    )
+    parser.add_argument("--defaults", "-l", action="store_true", help="ask nothing")
+    parsed = parser.parse_args(arguments)
+    if wrong := [given for given in parsed.data if "=" not in given]:
+        parser.error(f"--data {wrong[0]}: give NAME=VALUE")
+    return parsed
 
 
-def _report_orphans(project: Path, deleted: set[str]) -> None:
-    """Tell of files that import what is gone, or that are left in a package that is gone."""
-    modules = {_module(path) for path in deleted if re.fullmatch(r".+/.+\.py", path)}
+def _stop(number: int, _: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _abort(project: Project) -> int:
+    edited = Change(project).take_back()
+    print("The update is taken back; all is as it was before.")
+    if edited:
+        print("You had edited these since; copies are in")
+        _print_list(map(str, edited))
+    return _DONE
+
+
+def _update(project: Project, arguments: argparse.Namespace, folder: Path) -> int:
+    change = Change(project)
+    is_tried = arguments.preview or arguments.check
+    if not is_tried:
+        _refuse_unfinished(project, change)
+    answers = Answers(project.folder)
+    template = Template(answers, project.folder, folder / "template")
+    target = template.target(arguments.to)
+    if arguments.check:
+        print(f"{target} is newer than {template.current}." if target else _up_to_date(template))
+        return _CONFLICTS if target else _DONE
+    if target is None and not arguments.data:
+        print(_up_to_date(template))
+        return _DONE
+    target = target or template.current
+    asks = sys.stdin.isatty() and not (arguments.defaults or arguments.preview)
+    data = [f"--data={each}" for each in arguments.data]
+    template.render(answers, template.current, folder / "old")
+    template.render(answers, target, folder / "new", *data, asks=asks)
+    scratch_folder = folder / "scratch"
+    scratch_folder.mkdir()
+    scratch = Scratch(scratch_folder, project.git_path("objects").resolve())
+    outcome = _merge(scratch, project, template, target, folder)
+    if not is_tried:
+        # From here on until the end of the update, it can be taken back.
+        try:
+            change.prepare(scratch, outcome.merge.files)
+            change.carry_out(outcome.merge.stages)
+        except BaseException:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            if change.is_unfinished:
+                change.take_back()
+            raise
+    _report(outcome, template, target, is_tried=is_tried)
+    return _CONFLICTS if outcome.merge.stages and not is_tried else _DONE
+
+
+def _up_to_date(template: Template) -> str:
+    return f"There is nothing newer than {template.current}, from which this service comes."
+
+
+def _refuse_unfinished(project: Project, change: Change) -> None:
+    if change.is_unfinished:
+        message = "An update was interrupted. Take it back first: uv run just update --abort"
+        raise UpdateError(message)
+    if unsaved := project.uncommitted():
+        listed = "\n".join(f"  {path}" for path in unsaved)
+        raise UpdateError(
+            "There are uncommitted changes, which the update would mix with its own:\n"
+            f'{listed}\nCommit them first: git add -A && git commit -m "..."\n'
+            "If they are a former update's: uv run just update --abort takes that back."
+        )
+    change.forget()
+
+
+@dataclass
+class _Outcome:
+    """What there is to tell after a merge."""
+
+    merge: Merge
+    renamed: list[str]
+    broken: list[str]
+    returned: list[str]
+    new_settings: list[str]
+    gone_settings: list[str]
+    still_set: list[str]
+    has_new_tables: bool
+
+
+def _merge(
+    scratch: Scratch, project: Project, template: Template, target: str, folder: Path
+) -> _Outcome:
+    base, theirs = (_read(scratch, folder / name) for name in ("old", "new"))
+    ours = project.files()
+    if ANSWERS not in ours:
+        raise UpdateError(f"{ANSWERS} is not committed.")
+    _refuse_markers(scratch, {path: entry for path, entry in ours.items() if path in base})
+    # Which release it comes from is the template's to say.
+    answers = theirs.pop(ANSWERS)
+    base.pop(ANSWERS)
+    merged = merge(scratch, base, {k: v for k, v in ours.items() if k != ANSWERS}, theirs, target)
+    merged.files[ANSWERS] = answers
+    renames = Renames.read(template.read(target, "renames.toml"), template.current)
+    own = {path: entry for path, entry in merged.files.items() if theirs.get(path) != entry}
+    renamed = list(_rename(scratch, merged, scratch.texts(own), scratch.texts(theirs), renames))
+    before, after = (_settings(scratch, files) for files in (base, theirs))
+    gone = before - after
+    changed = {path: each for path, each in merged.files.items() if ours.get(path) != each}
+    return _Outcome(
+        merged,
+        renamed,
+        broken=list(_find_broken(scratch, {k: merged.files[k] for k in own}, ours, merged.files)),
+        returned=list(_find_returned(project, changed, ours)),
+        new_settings=sorted(after - before),
+        gone_settings=[
+            f"{name}, now {renames.settings[name]}" if name in renames.settings else name
+            for name in sorted(gone)
+        ],
+        still_set=sorted(gone & _set_in(project.folder / ".env")),
+        has_new_tables=any(
+            re.fullmatch(r"app/.*\.py", path) and "__tablename__" in text
+            for path, text in scratch.texts(changed).items()
+        ),
+    )
+
+
+def _read(scratch: Scratch, folder: Path) -> dict[str, Entry]:
+    files = scratch.read_folder(folder)
+    return {path: entry for path, entry in files.items() if not path.startswith(_REVISIONS)}
+
+
+def _refuse_markers(scratch: Scratch, files: Mapping[str, Entry]) -> None:
+    """A conflict that was committed as it was would pass for the team's change."""
+    marked = [path for path, text in scratch.texts(files).items() if _MARKERS.search(text)]
+    if marked:
+        listed = "\n".join(f"  {path}" for path in sorted(marked))
+        message = f"Conflict markers were committed. Edit these files and commit them:\n{listed}"
+        raise UpdateError(message)
+
+
+def _rename(
+    scratch: Scratch,
+    merged: Merge,
+    own: Mapping[str, str],
+    theirs: Mapping[str, str],
+    renames: Renames,
+) -> Iterator[str]:
+    for path, text in sorted(own.items()):
+        new, lines = renames.apply(path, text, theirs.get(path, ""))
+        if lines:
+            merged.files[path] = replace(merged.files[path], blob=scratch.add(new))
+        yield from (f"{path}:{number}: {line.strip()}" for number, line in lines)
+
+
+def _settings(scratch: Scratch, files: Mapping[str, Entry]) -> set[str]:
+    example = {path: entry for path, entry in files.items() if path == ".env.example"}
+    return {name for text in scratch.texts(example).values() for name in _SETTING.findall(text)}
+
+
+def _set_in(env_file: Path) -> set[str]:
+    text = env_file.read_text("utf-8", "replace") if env_file.is_file() else ""
+    return set(re.findall(r"^(?:export\s+)?([A-Z][A-Z0-9_]+)\s*=", text, re.MULTILINE))
+
+
+def _find_broken(
+    scratch: Scratch,
+    own: Mapping[str, Entry],
+    before: Mapping[str, Entry],
+    after: Mapping[str, Entry],
+) -> Iterator[str]:
+    """The team's files that name modules which are gone, or stand in packages which are."""
+    gone = [path for path in before if path not in after and re.fullmatch(r".+/.+\.py", path)]
+    modules = {
+        path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in gone
+    }
     # Whoever imports a part of a package imports the package.
-    outermost = {name for name in modules if not modules & set(_packages(name))}
-    patterns = [option for name in sorted(outermost) for option in ("-e", _imports(name))]
-    if patterns:
-        searched = ("--untracked", "-l", "-E", *patterns, "--", "*.py", "*.toml")
-        if users := _paths(project, "grep", *searched):
-            print("\nThese still name modules that the update deleted:")
-            _print_list(users)
-    inits = [PurePosixPath(path) for path in deleted if path.endswith("/__init__.py")]
-    folders = [str(path.parent) for path in inits]
-    if folders and (left := set(_paths(project, "ls-files", "--", *folders)) - deleted):
-        print("\nThese are left in packages that the update deleted:")
-        _print_list(left)
-
-
-def _module(path: str) -> str:
-    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
-def _packages(module: str) -> Iterator[str]:
-    while "." in module:
-        module = module.rpartition(".")[0]
-        yield module
+    outermost = {name for name in modules if name.rpartition(".")[0] not in modules}
+    named = re.compile("|".join(map(_imports, sorted(outermost))) or r"(?!)", re.MULTILINE)
+    packages = tuple(path.removesuffix("__init__.py") for path in gone if "/__init__.py" in path)
+    for path, text in sorted(scratch.texts(own).items()):
+        if path.endswith((".py", ".toml")) and named.search(text):
+            yield f"{path} names a module that is gone"
+        elif path.startswith(packages) and packages:
+            yield f"{path} is left in a package that is gone"
 
 
 def _imports(module: str) -> str:
-    """An extended regular expression for the lines that name a module."""
+    """A regular expression for what names a module."""
     package, _, name = module.rpartition(".")
-    dotted = rf"(^|[^A-Za-z0-9_.]){re.escape(module)}"
-    from_package = rf"from {re.escape(package)} import (.*[ (,])?{name}"
-    return f"({dotted}|{from_package})([^A-Za-z0-9_]|$)"
+    from_package = rf"from {re.escape(package)} import (?:[^\n]*[ (,])?{name}"
+    return rf"(?:(?<![\w.]){re.escape(module)}|{from_package})(?!\w)"
 
 
-def _report_returned(project: Path, added: set[str]) -> None:
-    """Tell of files that were in the project once, but not as the update has brought them now."""
-    commands = []
-    for path in sorted(added):
-        commit = _git(project, "log", "--diff-filter=D", "-1", "--format=%h", "--", path).strip()
-        if not commit or not (project / path).is_file():
-            continue
-        before = _git(project, "rev-parse", f"{commit}^:./{path}")
-        if before != _git(project, "hash-object", "--", path):
-            commands.append(f"git checkout {commit}^ -- {shlex.quote(path)}")
-    if commands:
-        print("\nThe update added these, which you had once with other content. To have that back:")
-        _print_list(commands)
-
-
-def _report_tables(project: Path, changed: set[str]) -> None:
-    files = [project / path for path in changed if re.fullmatch(r"app/.*\.py", path)]
-    if any(file.is_file() and "__tablename__" in file.read_text("utf-8") for file in files):
-        print("\nTables may have changed. Write a migration and read it:")
-        print('  uv run just migration "template update"')
-        print("Then apply it:")
-        print("  uv run just migrate")
-
-
-def _changed(project: Path, *options: str) -> set[str]:
-    return set(_paths(project, "diff", "--name-only", "--relative", *options, "HEAD"))
-
-
-def _paths(project: Path, command: str, *arguments: str) -> list[str]:
-    """What a command of git lists, with names unquoted."""
-    return [path for path in _git(project, command, "-z", *arguments).split("\0") if path]
-
-
-def _git(project: Path, *arguments: str) -> str:
-    result = subprocess.run(
-        ["git", *arguments], check=False, cwd=project, capture_output=True, encoding="utf-8"
+def _find_returned(
+    project: Project, changed: Mapping[str, Entry], before: Mapping[str, Entry]
+) -> Iterator[str]:
+    """Commands that bring back what the team once had in files that were gone since."""
+    paths = {
+        f"{project.prefix}{path}": each for path, each in changed.items() if path not in before
+    }
+    if not paths:
+        return
+    git = project.repository
+    listed = git.lines(
+        *("-c", "log.showSignature=false", "log", "-z", "--no-renames", "--diff-filter=D"),
+        *("--name-only", "--format=format:commit %H", project.head, "--", *paths),
     )
-    # `git grep` says with 1 that it found nothing.
-    if result.returncode and (arguments[0] != "grep" or result.returncode > 1):
-        message = f"git {' '.join(arguments)}: {result.stderr.strip()}"
-        raise SystemExit(message)
-    return result.stdout
+    commit, seen = "", set[str]()
+    for line in listed:
+        words = line.split("\n", 1)
+        if words[0].startswith("commit "):
+            commit = words.pop(0).removeprefix("commit ")
+        for path in words:
+            if path in paths and path not in seen:
+                seen.add(path)
+                former = git.run("rev-parse", f"{commit}^:{path}").strip()
+                if former != paths[path].blob:
+                    yield f"git checkout {commit[:12]}^ -- {shlex.quote(f':/{path}')}"
+
+
+def _report(outcome: _Outcome, template: Template, target: str, *, is_tried: bool) -> None:
+    print(f"# From {template.current} to {target}")
+    entries = template.changelog(target)
+    if is_tried:
+        for version, entry in entries.items():
+            print(f"\n## {version}\n\n{entry}")
+    elif notes := list(advice(entries.values())):
+        print("\nWhen you update:\n")
+        print(*notes, sep="\n")
+    verdicts = outcome.merge.verdicts
+    for verdict in Verdict:
+        paths = verdicts.get(verdict, {})
+        if paths and (is_tried or verdict not in (Verdict.NEW, Verdict.CHANGED, Verdict.DELETED)):
+            _print_part(
+                f"{len(paths)} {verdict}",
+                (f"{path} ({note})" if note else path for path, note in paths.items()),
+            )
+        elif paths:
+            print(f"\n{len(paths)} {verdict}")
+    _print_part("Renamed in lines of yours", outcome.renamed)
+    _print_part("To repair", outcome.broken)
+    _print_part("Back, where you once had other content. To have that again", outcome.returned)
+    _print_part("New settings, see .env.example", outcome.new_settings)
+    _print_part("Settings that are gone", outcome.gone_settings)
+    _print_part("Still set in .env", outcome.still_set)
+    print()
+    if is_tried:
+        print("Nothing was changed.")
+        return
+    if outcome.has_new_tables:
+        print('Tables may have changed: uv run just migration "template update", read it, then')
+        print("uv run just migrate.")
+    if conflicts := outcome.merge.stages:
+        print(
+            "Edit the conflicts, then `git add` the files. `uv run just update --abort` takes all"
+        )
+        print("of it back.")
+        if conflicts.keys() & {"pyproject.toml", "justfile", "devtools/serve.just"}:
+            print("uv and just cannot read a file in conflict; until then it is")
+            print("`python3 -m devtools.update --abort`.")
+    else:
+        print("Updated. Look at `git diff --cached`, run `uv run just check`, commit.")
+        print("`uv run just update --abort` takes it back.")
+
+
+def _print_part(heading: str, items: Iterable[str]) -> None:
+    listed = list(items)
+    if listed:
+        print(f"\n{heading}:\n")
+        _print_list(listed)
 
 
 def _print_list(items: Iterable[str]) -> None:
-    print(*(f"  {item}" for item in sorted(items)), sep="\n")
+    print(*(f"  - {item}" for item in items), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""Modules and settings that a release has renamed, in the lines that a team wrote.
+
+The template's `renames.toml` is data: no code of the template runs in an update.
+"""
+
+import ast
+import io
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from devtools.repository import UpdateError
+from devtools.template_source import version
+
+
+@dataclass
+class Renames:
+    """New names by old ones: of modules (`app.core.cache`) and of settings (`CACHE_TTL`)."""
+
+    modules: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, text: str, current: str) -> "Renames":
+        """Read the renames of all releases after `current`, oldest first.
+
+        Args:
+            text: TOML with a table for each release, such as `["2.0.0".modules]`.
+            current: The release that a service comes from.
+
+        Raises:
+            UpdateError: if it is something else.
+        """
+        renames = cls()
+        try:
+            releases = {name: dict(table) for name, table in tomllib.loads(text).items()}
+        except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+            message = f"The template's renames.toml cannot be read: {error}"
+            raise UpdateError(message) from None
+        here = version(current) or (0, 0, 0)
+        for name in sorted(releases, key=lambda name: version(name) or here):
+            if (version(name) or here) > here:
+                for kind in ("modules", "settings"):
+                    _go_on(getattr(renames, kind), releases[name].get(kind, {}))
+        return renames
+
+    def apply(self, path: str, text: str, template: str) -> tuple[str, list[tuple[int, str]]]:
+        """Rename in the lines of a file that are not the template's.
+
+        Args:
+            path: Which file; Python, TOML and `.env.example` can hold such names.
+            text: What it holds.
+            template: What the template renders for it; nothing for a file of the team's own.
+
+        Returns:
+            The text, and each changed line with its number.
+        """
+        if not (path.endswith((".py", ".toml")) or PurePosixPath(path).name == ".env.example"):
+            return text, []
+        theirs = {line.rstrip("\r\n") for line in _lines(template)}
+        lines = _lines(text)
+        changed = dict(self._imports(text, theirs)) if path.endswith(".py") else {}
+        for number, line in enumerate(lines, 1):
+            if line.rstrip("\r\n") not in theirs and number not in changed:
+                new = self._names(line)
+                if new != line:
+                    changed[number] = new
+        result = "".join(changed.get(number, line) for number, line in enumerate(lines, 1))
+        return result, [(number, new.rstrip("\r\n")) for number, new in changed.items() if new]
+
+    def _names(self, line: str) -> str:
+        for old, new in _longest_first(self.modules):
+            for separator in ".", "/":
+                pattern = rf"(?<![\w.]){re.escape(old.replace('.', separator))}(?!\w)"
+                line = re.sub(pattern, new.replace(".", separator), line)
+        for old, new in _longest_first(self.settings):
+            line = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new, line)
+        return line
+
+    def _imports(self, text: str, theirs: set[str]) -> Iterator[tuple[int, str]]:
+        """The lines of `from package import module`, where modules of the package have moved."""
+        lines = _lines(text)
+        try:
+            statements = list(ast.walk(ast.parse(text)))
+        except (SyntaxError, ValueError):
+            # Such as a file with a conflict in it.
+            return
+        for statement in statements:
+            if not isinstance(statement, ast.ImportFrom) or statement.level:
+                continue
+            first, last = statement.lineno, statement.end_lineno or statement.lineno
+            own = lines[first - 1 : last]
+            moved = [f"{statement.module}.{each.name}" for each in statement.names]
+            if not self.modules.keys() & set(moved) or theirs.issuperset(
+                line.rstrip("\r\n") for line in own
+            ):
+                continue
+            indent = own[0][: statement.col_offset]
+            yield first, self._statement(statement, indent)
+            yield from ((number, "") for number in range(first + 1, last + 1))
+
+    def _statement(self, statement: ast.ImportFrom, indent: str) -> str:
+        groups: dict[str, list[str]] = {}
+        for alias in statement.names:
+            old = f"{statement.module}.{alias.name}"
+            package, _, name = self.modules.get(old, old).rpartition(".")
+            local = alias.asname or alias.name
+            groups.setdefault(self._names(package), []).append(
+                name if name == local else f"{name} as {local}"
+            )
+        return "".join(
+            f"{indent}from {package} import {', '.join(names)}\n"
+            for package, names in sorted(groups.items())
+        )
+
+
+def _lines(text: str) -> list[str]:
+    """The lines as Python counts them, with their ends."""
+    return list(io.StringIO(text, newline=""))
+
+
+def _go_on(known: dict[str, str], table: Mapping[str, str]) -> None:
+    """Add a release's renames to those before: what was renamed once may be again."""
+    for old, new in known.items():
+        known[old] = table.get(new, new)
+    known.update(table)
+
+
+def _longest_first(names: Mapping[str, str]) -> list[tuple[str, str]]:
+    return sorted(names.items(), key=lambda each: len(each[0]), reverse=True)
