@@ -55,7 +55,7 @@ class Renames:
             template: What the template renders for it; nothing for a file of the team's own.
 
         Returns:
-            The text, and each changed line with its number.
+            The text, and each new line with the number of the one that it replaces.
         """
         if not (path.endswith((".py", ".toml")) or PurePosixPath(path).name == ".env.example"):
             return text, []
@@ -68,7 +68,8 @@ class Renames:
                 if new != line:
                     changed[number] = new
         result = "".join(changed.get(number, line) for number, line in enumerate(lines, 1))
-        return result, [(number, new.rstrip("\r\n")) for number, new in changed.items() if new]
+        told = [(number, each) for number, new in sorted(changed.items()) for each in _lines(new)]
+        return result, told
 
     def _names(self, line: str) -> str:
         for old, new in _longest_first(self.modules):

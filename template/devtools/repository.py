@@ -24,6 +24,16 @@ NONE = "0" * 40
 FILE, PROGRAM, LINK = "100644", "100755", "120000"
 
 
+# No configuration but a repository's own.
+ISOLATED = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": "0",
+    "GIT_CONFIG_PARAMETERS": "",
+    "GIT_ATTR_NOSYSTEM": "1",
+}
+
+
 class UpdateError(Exception):
     """The update cannot go on, and has changed nothing; the message says what to do."""
 
@@ -109,11 +119,7 @@ class Scratch(Repository):
     def __init__(self, folder: Path, objects: Path) -> None:
         """Make it in `folder`, which must be empty, beside the objects of the other."""
         isolated = {
-            "GIT_CONFIG_GLOBAL": os.devnull,
-            "GIT_CONFIG_NOSYSTEM": "1",
-            "GIT_CONFIG_COUNT": "0",
-            "GIT_CONFIG_PARAMETERS": "",
-            "GIT_ATTR_NOSYSTEM": "1",
+            **ISOLATED,
             "GIT_INDEX_FILE": str(folder / "index"),
             **{f"GIT_{who}_NAME": "update" for who in ("AUTHOR", "COMMITTER")},
             **{f"GIT_{who}_EMAIL": "update@example.invalid" for who in ("AUTHOR", "COMMITTER")},

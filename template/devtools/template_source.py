@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from devtools.repository import Repository, UpdateError
+from devtools.repository import ISOLATED, Repository, UpdateError
 
 ANSWERS = ".copier-answers.yml"
 _COPIER = "copier>=9.19,<10"
@@ -75,7 +75,9 @@ class Template:
         self.folder = folder
         self._git = Repository(folder)
         try:
-            Repository(folder.parent).run("clone", "--quiet", "--", url, str(folder))
+            Repository(folder.parent).run(
+                *("clone", "--quiet", "--no-checkout", "--", url, str(folder))
+            )
         except UpdateError as error:
             message = f"The template cannot be reached at {answers.source} (_src_path): {error}"
             raise UpdateError(message) from None
@@ -156,6 +158,8 @@ class Template:
         result = subprocess.run(
             [*command, str(folder)],
             check=False,
+            # It clones from here, and nobody's line ends or hooks are to be in what it renders.
+            env={**os.environ, **ISOLATED},
             stdin=None if asks else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -106,8 +106,8 @@ class Change:
         project = self._project
         before = {f"{project.prefix}{k}": v for k, v in project.files().items()}
         after = {f"{project.prefix}{k}": v for k, v in files.items()}
-        changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
-        self._refuse_obstacles(changed, before, after)
+        changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
+        self._refuse_obstacles(set(changed), before, after)
         index = project.git_path("index")
         if index.with_name("index.lock").exists():
             raise UpdateError("Another git is at work here (.git/index.lock); try again later.")
@@ -119,7 +119,7 @@ class Change:
         shutil.copy2(index, aside / "index.before")
         shutil.copy2(index, aside / "index")
         changes = _index_lines({path: after.get(path) for path in changed})
-        listed = "".join(f"{path}\0" for path in sorted(changed & after.keys()))
+        listed = "".join(f"{path}\0" for path in changed if path in after)
         with_index = {"GIT_INDEX_FILE": str((aside / "index").resolve())}
         git = project.repository
         git.run("update-index", "-z", "--index-info", given=changes, environment=with_index)
@@ -131,7 +131,7 @@ class Change:
             environment=with_index,
         )
         written = {path: _digest(new / path) for path in changed}
-        kept = sorted({*changed, f"{project.prefix}{_LOCK_FILE}"})
+        kept = [*changed, f"{project.prefix}{_LOCK_FILE}"]
         for number, path in enumerate(kept):
             if _exists(self._top / path):
                 _copy(self._top / path, aside / "before" / str(number))
