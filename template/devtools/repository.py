@@ -155,7 +155,8 @@ class Scratch(Repository):
             for path, blob in zip(regular, blobs.split(), strict=True)
         }
         for path in links:
-            found[path.relative_to(folder).as_posix()] = Entry(LINK, self.add(os.readlink(path)))
+            target = self.add(str(path.readlink()))
+            found[path.relative_to(folder).as_posix()] = Entry(LINK, target)
         return found
 
 

@@ -74,8 +74,8 @@ def merge(scratch: Scratch, base: Files, ours: Files, theirs: Files, label: str)
             # Who deleted a file of the template does not want its next version either.
             merged.files.pop(path, None)
             del merged.stages[path]
-    moves = [_moves(scratch, options, first, commit) for commit in commits]
-    _judge(merged, base, ours, theirs, moves[0], moves[1])
+    moves = (_moves(scratch, options, first, commit) for commit in commits)
+    _judge(merged, (base, ours, theirs), *moves)
     return merged
 
 
@@ -98,17 +98,16 @@ def _moves(scratch: Scratch, options: list[str], old: str, new: str) -> dict[str
 
 def _judge(
     merged: Merge,
-    base: Files,
-    ours: Files,
-    theirs: Files,
+    sides: tuple[Files, Files, Files],
     our_moves: Mapping[str, str],
     their_moves: Mapping[str, str],
 ) -> None:
     """Say of each file that the template changed, added, moved or deleted what becomes of it."""
+    base, ours, theirs = sides
     sources = {new: old for old, new in their_moves.items()}
     for path in sorted({*base, *theirs}):
         source = sources.get(path, path)
-        if path in their_moves or base.get(source) == theirs.get(path) and source == path:
+        if path in their_moves or (source == path and base.get(path) == theirs.get(path)):
             continue
         mine = our_moves.get(source, source)
         verdict, note = _verdict(
@@ -123,7 +122,7 @@ def _judge(
             merged.verdicts.setdefault(kind, {})[path] = ""
 
 
-def _verdict(  # noqa: C901, PLR0911 - one line for each way in which two changes can meet
+def _verdict(  # noqa: PLR0911 - one line for each way in which two changes can meet
     merged: Merge,
     before: Entry | None,
     mine: Entry | None,

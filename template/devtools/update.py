@@ -27,6 +27,7 @@ from devtools.working_tree import Change, Project
 _REVISIONS = "migrations/versions/"
 _MARKERS = re.compile(r"^<{7} .*?^={7}$.*?^>{7} ", re.MULTILINE | re.DOTALL)
 _SETTING = re.compile(r"^(?:# ?)?([A-Z][A-Z0-9_]+)=", re.MULTILINE)
+_ORDER = {verdict: number for number, verdict in enumerate(Verdict)}
 _DONE, _CONFLICTS, _FAILED = 0, 1, 2
 
 
@@ -298,16 +299,12 @@ def _report(outcome: _Outcome, template: Template, target: str, *, is_tried: boo
     elif notes := list(advice(entries.values())):
         print("\nWhen you update:\n")
         print(*notes, sep="\n")
-    verdicts = outcome.merge.verdicts
-    for verdict in Verdict:
-        paths = verdicts.get(verdict, {})
-        if paths and (is_tried or verdict not in (Verdict.NEW, Verdict.CHANGED, Verdict.DELETED)):
-            _print_part(
-                f"{len(paths)} {verdict}",
-                (f"{path} ({note})" if note else path for path, note in paths.items()),
-            )
-        elif paths:
-            print(f"\n{len(paths)} {verdict}")
+    for verdict, files in sorted(outcome.merge.verdicts.items(), key=lambda each: _ORDER[each[0]]):
+        if is_tried or verdict not in (Verdict.NEW, Verdict.CHANGED, Verdict.DELETED):
+            listed = (f"{path} ({note})" if note else path for path, note in files.items())
+            _print_part(f"{len(files)} {verdict}", listed)
+        else:
+            print(f"\n{len(files)} {verdict}")
     _print_part("Renamed in lines of yours", outcome.renamed)
     _print_part("To repair", outcome.broken)
     _print_part("Back, where you once had other content. To have that again", outcome.returned)
@@ -317,21 +314,23 @@ def _report(outcome: _Outcome, template: Template, target: str, *, is_tried: boo
     print()
     if is_tried:
         print("Nothing was changed.")
-        return
+    else:
+        _print_next_steps(outcome)
+
+
+def _print_next_steps(outcome: _Outcome) -> None:
     if outcome.has_new_tables:
         print('Tables may have changed: uv run just migration "template update", read it, then')
         print("uv run just migrate.")
-    if conflicts := outcome.merge.stages:
-        print(
-            "Edit the conflicts, then `git add` the files. `uv run just update --abort` takes all"
-        )
-        print("of it back.")
-        if conflicts.keys() & {"pyproject.toml", "justfile", "devtools/serve.just"}:
-            print("uv and just cannot read a file in conflict; until then it is")
-            print("`python3 -m devtools.update --abort`.")
-    else:
+    if not outcome.merge.stages:
         print("Updated. Look at `git diff --cached`, run `uv run just check`, commit.")
         print("`uv run just update --abort` takes it back.")
+        return
+    print("Edit what is in conflict, then `git add` the files. `uv run just update --abort` takes")
+    print("all of it back.")
+    if outcome.merge.stages.keys() & {"pyproject.toml", "justfile", "devtools/serve.just"}:
+        print("uv or just cannot read its file while that is in conflict; use")
+        print("`python3 -m devtools.update --abort` meanwhile.")
 
 
 def _print_part(heading: str, items: Iterable[str]) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -258,7 +257,7 @@ def _mode(path: Path) -> int | None:
 def _digest(path: Path) -> str | None:
     """What tells a file's content from others; none where there is no file."""
     if path.is_symlink():
-        return f"link {os.readlink(path)}"
+        return f"link {path.readlink()}"
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
