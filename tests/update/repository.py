@@ -12,6 +12,7 @@ import yaml
 
 from tests.rendering import WITHOUT_FILES, fast_copier
 from tests.snapshot import ROOT, copy_template
+from tests.update.next_major import make_next_major
 from tests.update.next_release import make_next_release
 
 RELEASE_HEADING = re.compile(r"^## \[(\d+\.\d+\.\d+)\]", re.MULTILINE)
@@ -20,9 +21,9 @@ UNRELEASED = "0.0.1"
 
 
 class TemplateRepository:
-    """Every release that there was, `head`, made of the working tree, and `next`, made up.
+    """Every release that there was, `head`, made of the working tree, `next` and `major`, made up.
 
-    `next` makes sure that there is something to update to: right after a release, or as long as
+    `major` moves files. `next` makes sure that there is something to update to: right after a release, or as long as
     there is none, the releases hold what the working tree holds.
     """
 
@@ -35,6 +36,7 @@ class TemplateRepository:
         self.releases = self._tag_releases()
         self.head = self._commit_working_tree()
         self.next = self._commit_next_release()
+        self.major = self._commit_next_major()
         self.steps = (*((release, self.head) for release in self.releases), (self.head, self.next))
 
     def copy(self, version: str, destination: Path, **answers: Any) -> Path:
@@ -103,8 +105,16 @@ class TemplateRepository:
     def _commit_next_release(self) -> str:
         make_next_release(self.folder)
         major, minor, patch = _sort_key(self.head)
-        version = f"{major}.{minor}.{patch + 1}"
-        commit(self.folder, "What may come next")
+        return self._tag("What may come next", f"{major}.{minor}.{patch + 1}")
+
+    def _commit_next_major(self) -> str:
+        major, _, _ = _sort_key(self.head)
+        version = f"{major + 1}.0.0"
+        make_next_major(self.folder, version)
+        return self._tag("What may come one day", version)
+
+    def _tag(self, message: str, version: str) -> str:
+        commit(self.folder, message)
         run_git(self.folder, "tag", version)
         # Who clones the repository goes on from the working tree.
         run_git(self.folder, "reset", "--quiet", "--hard", self.head)

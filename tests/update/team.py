@@ -7,10 +7,11 @@ from typing import Any
 import copier
 
 from tests.rendering import fast_copier
+from tests.update.next_major import MOVED, renamed
 from tests.update.next_release import replace
 from tests.update.repository import commit, run_git
 
-DOMAIN = {
+DOMAIN: dict[str, str] = {
     "__init__.py": '"""Invoices."""\n',
     "models.py": '''"""The tables of invoices."""
 
@@ -56,6 +57,19 @@ router = APIRouter(prefix="/bank", tags=["billing"])
 @router.post("/notifications", status_code=204)
 async def notify() -> None:
     """Take notice of a payment."""
+''',
+    # Of what a major release may rename: modules and a setting.
+    "lists.py": '''"""Lists of invoices."""
+
+from app.core.pagination import DEFAULT_LIMIT, MAX_LIMIT
+from app.core.settings import AppSettings
+
+LIMITS = (DEFAULT_LIMIT, MAX_LIMIT)
+
+
+def patience(settings: AppSettings) -> float:
+    """How long may a list take when the service is about to end."""
+    return settings.SHUTDOWN_DRAIN_SECONDS
 ''',
 }
 
@@ -159,17 +173,23 @@ ENVIRONMENT = "APP_NAME=From the team\nBILLING_CURRENCY=CHF\n"
 DELETED = "tests/core/test_threads.py"
 
 
-def change_as_a_team(service: Path) -> dict[str, list[str]]:
+def change_as_a_team(service: Path, *, major: bool = False) -> dict[str, list[str]]:
     """Give a service a domain, a migration, settings and prose of its own, commit all.
+
+    Args:
+        service: Its folder.
+        major: Whether it is of the made-up release that has moved files.
 
     Returns:
         The lines that the team wrote, by file: what no update may lose.
     """
     has_example = (service / "app" / "orders").exists()
     edits = {**EDITS, **(EXAMPLE_EDITS if has_example else {})}
+    if major:
+        edits = {MOVED.get(name, name): replacements for name, replacements in edits.items()}
     before = {name: (service / name).read_text().splitlines() for name in edits}
     for name, text in DOMAIN.items():
-        _write(service / "app" / "billing" / name, text)
+        _write(service / "app" / "billing" / name, renamed(text) if major else text)
     _write(service / "tests" / "billing" / "__init__.py", "")
     _write(service / "tests" / "billing" / "test_invoices.py", TEST)
     versions = service / "migrations" / "versions"
