@@ -50,6 +50,8 @@ OTHER_WORDS = {
     "github": ("gitlab", r"merge.request", r"\bCI_"),
     "gitlab": ("github", r"pull.request"),
 }
+# Of uv, GitHub and GitLab.
+OWN_TERMS = r"\buv export\b|\bx-access-token\b|\bproject access token\b"
 # The one job that pushes.
 WRITES = {"template-update.yml: update": {"contents": "write", "pull-requests": "write"}}
 INSIDE = Path(__file__).parent / "inside" / "pipelines.py"
@@ -88,7 +90,7 @@ def test_nothing_speaks_of_what_is_off(rendered_choice: Rendered) -> None:
     for name in clean_files(folder):
         if not name.startswith(OWN[choice]) or name == "renovate.json":
             continue
-        text = re.sub(r"\buv export\b", "", (folder / name).read_text())
+        text = re.sub(OWN_TERMS, "", (folder / name).read_text())
         found = pattern.search(f"{name}\n{text}")
         assert found is None, f"{name}: {found}"
 
