@@ -8,10 +8,17 @@ merge; in the place of GitHub's `gh` one writes down what it is told.
 import json
 import subprocess
 import sys
+import threading
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.pipelines import github_steps, gitlab_script, run_shell
 from tests.programs import program
@@ -21,6 +28,9 @@ from tests.update.repository import commit, run_git
 
 BRANCH = "template-update"
 CHANGED = "app/main.py"
+CREDENTIAL = "made up"
+# What the text begins with, unless there is something to decide.
+SAYS = "What `uv run just update --preview` says of it:\n\n"
 PREVIEW = 'From 1.0.0 to 1.1.0.\n\n- `app/main.py`: merged — with ❤ and `$(touch run)` \\ "\n'
 
 UV = """#!/usr/bin/env bash
@@ -32,7 +42,10 @@ if [ "$1" = lock ]; then
   exit
 fi
 case "$4" in
-  --check) exit "$(cat "$STUBS/check")" ;;
+  --check)
+    [ ! -e "$STUBS/address" ] || git ls-remote --quiet "$(cat "$STUBS/address")" main || exit 2
+    exit "$(cat "$STUBS/check")"
+    ;;
   --preview) cat "$STUBS/preview.md" ;;
   --defaults) [ ! -e "$STUBS/refuse" ] || exit 1; git merge --quiet --squash origin/release ;;
 esac
@@ -83,6 +96,8 @@ class Platform:
     choice: str
     rendered: Path
     folder: Path
+    host: str = ""
+    """The address of the host of a private template."""
     said: str = ""
     runs: int = 0
     stubs: Path = field(init=False)
@@ -147,10 +162,11 @@ class Platform:
 
     def _run_gitlab(self, checkout: Path, environment: dict[str, str], version: str) -> int:
         own = {
-            "CI_SERVER_URL": "https://gitlab.example.com",
+            "CI_SERVER_URL": self.host or "https://gitlab.example.com",
             "CI_SERVER_HOST": "gitlab.example.com",
             "CI_PROJECT_URL": str(self.remote).removesuffix(".git"),
             "CI_COMMIT_BRANCH": "main",
+            "CI_JOB_TOKEN": CREDENTIAL,
             "TEMPLATE_VERSION": version,
         }
         file = self.rendered / ".gitlab" / "ci" / f"{BRANCH}.yml"
@@ -160,14 +176,19 @@ class Platform:
         return ran.returncode
 
     def _run_github(self, checkout: Path, environment: dict[str, str], version: str) -> int:
-        merge, publish = github_steps(
-            self.rendered / ".github" / "workflows" / f"{BRANCH}.yml", "update"
-        )
+        workflow = self.rendered / ".github" / "workflows" / f"{BRANCH}.yml"
+        merge, publish = github_steps(workflow, "update")
+        steps = yaml.safe_load(workflow.read_text())["jobs"]["update"]["steps"]
+        [settings] = [step["env"] for step in steps if step.get("id") == "merge"]
+        if self.host:
+            there = {k: v.replace("https://github.com", self.host) for k, v in settings.items()}
+            settings = {**there, "TEMPLATE_READ_TOKEN": CREDENTIAL}
         temporary = checkout.parent / "temporary"
         temporary.mkdir()
         outputs = temporary / "outputs"
         outputs.touch()
         own = {
+            **settings,
             "RUNNER_TEMP": str(temporary),
             "GITHUB_OUTPUT": str(outputs),
             "GITHUB_STEP_SUMMARY": str(temporary / "summary"),
@@ -240,6 +261,34 @@ def _pull_requests(calls: list[list[str]]) -> list[Request]:
     return found
 
 
+class Private(SimpleHTTPRequestHandler):
+    """Serves git's files to whoever has the secret."""
+
+    def do_GET(self) -> None:
+        kind, _, given = self.headers.get("Authorization", "").partition(" ")
+        users = ("x-access-token", "gitlab-ci-token")
+        if kind == "Basic" and given in {
+            b64encode(f"{u}:{CREDENTIAL}".encode()).decode() for u in users
+        }:
+            super().do_GET()
+            return
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="git"')
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def private_host(folder: Path) -> Iterator[str]:
+    """The address of a server of the repositories in a folder."""
+    with HTTPServer(("127.0.0.1", 0), partial(Private, directory=folder)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 @pytest.fixture(scope="module", params=["github", "gitlab"])
 def rendered_service(request: pytest.FixtureRequest, renderer: Renderer) -> tuple[str, Path]:
     return request.param, renderer.render({"database": "sqlite", "ci": request.param})
@@ -274,7 +323,7 @@ def test_a_release_arrives_as_a_request_with_its_preview(platform: Platform) -> 
     [request] = platform.requests()
     assert (request.title, request.draft) == ("Update the template to 1.1.0", False)
     # A backslash is one in both; GitLab makes a line of "\\n" only.
-    assert request.text == PREVIEW
+    assert request.text == SAYS + PREVIEW
     # With what is the same again, the branch stays as it is.
     before = platform.head
     assert platform.run() == 0, platform.said
@@ -295,7 +344,7 @@ def test_conflicts_arrive_as_a_draft_that_lists_them(platform: Platform) -> None
     assert "THEIRS = 1" in shown
     request = platform.requests()[-1]
     assert request.text.startswith("**Conflicts.** Check out `template-update`")
-    assert f"\n\n- `{CHANGED}`\n\n{PREVIEW}" in request.text
+    assert f"\n\n- `{CHANGED}`\n\n{SAYS}{PREVIEW}" in request.text
     if platform.choice == "github":
         # On a plan without drafts it is an open one.
         assert not request.draft
@@ -320,7 +369,7 @@ def test_conflicts_arrive_as_a_draft_that_lists_them(platform: Platform) -> None
     platform.push("main")
     assert platform.run() == 0, platform.said
     request = platform.requests()[-1]
-    assert (request.draft, request.text) == (False, PREVIEW)
+    assert (request.draft, request.text) == (False, SAYS + PREVIEW)
 
 
 def test_a_lock_file_that_cannot_be_renewed_is_named(platform: Platform) -> None:
@@ -334,7 +383,7 @@ def test_a_lock_file_that_cannot_be_renewed_is_named(platform: Platform) -> None
     assert platform.show("uv.lock") == "old\n"
     [request] = platform.requests()
     assert request.draft
-    assert "**uv.lock is not renewed yet:** run `uv lock`.\n\nFrom 1.0.0" in request.text
+    assert f"**uv.lock is not renewed yet:** run `uv lock`.\n\n{SAYS}{PREVIEW}" in request.text
 
 
 def test_what_somebody_else_has_committed_stays(platform: Platform) -> None:
@@ -376,7 +425,7 @@ def test_a_long_preview_is_cut_at_a_line(platform: Platform) -> None:
     (platform.stubs / "preview.md").write_text("ä❤!\n" * 30_000)
     assert platform.run() == 0, platform.said
     [request] = platform.requests()
-    lines = request.text.splitlines()
+    lines = request.text.removeprefix(SAYS).splitlines()
     assert set(lines[:-2]) == {"ä❤!"}
     assert lines[-2:] == ["", "The rest is left out: `uv run just update --preview` prints it."]
 
@@ -401,3 +450,15 @@ def test_a_version_is_handed_on_and_is_no_code(platform: Platform) -> None:
     (platform.stubs / "calls").write_text("")
     assert platform.run("1.1.0;touch run") == 1
     assert platform.calls == []
+
+
+def test_a_private_template_is_read_with_a_token(platform: Platform) -> None:
+    """Also where its address is one of SSH, which has no key there."""
+    (platform.stubs / "check").write_text("0")
+    run_git(platform.remote, "update-server-info")
+    name = {"github": "github.com", "gitlab": "gitlab.example.com"}[platform.choice]
+    with private_host(platform.folder) as host:
+        platform.host = host
+        for address in (f"{host}/remote.git", f"git@{name}:remote.git"):
+            (platform.stubs / "address").write_text(address)
+            assert platform.run() == 0, platform.said
