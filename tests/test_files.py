@@ -5,9 +5,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.combinations import Combination
-from tests.snapshot import ROOT, clean_files
-from tests.update.repository import run_git
+from tests.combinations import COMBINATIONS, Combination
+from tests.rendering import Renderer
+from tests.snapshot import ROOT, clean_files, read_tree
+from tests.update.repository import commit, run_git
 
 Rendered = Callable[[Combination], Path]
 
@@ -58,3 +59,17 @@ def test_text_is_clean(combination: Combination, rendered: Rendered) -> None:
             assert not text.endswith("\n\n"), name
             assert not re.search(r"[ \t]+$", text, re.MULTILINE), name
             assert "\n\n\n\n" not in text, name
+
+
+def test_a_checkout_has_the_same_ends_of_lines_on_any_machine(
+    renderer: Renderer, tmp_path: Path
+) -> None:
+    folder = renderer.render(COMBINATIONS[0].answers)
+    rendered = read_tree(folder)
+    run_git(folder, "init", "--quiet")
+    commit(folder, "Start from the template")
+    checkout = tmp_path / "checkout"
+    # As git for Windows is set up.
+    run_git(folder, "-c", "core.autocrlf=true", "clone", "--quiet", str(folder), str(checkout))
+    found = {name: data for name, data in read_tree(checkout).items() if name in rendered}
+    assert found == rendered
