@@ -47,7 +47,8 @@ def make_next_major(folder: Path, version: str) -> None:
     modules = "".join(
         f'"{module(old)}" = "{module(new)}"\n' for old, new in MOVED.items() if "tests" not in old
     )
-    table = f'["{version}".modules]\n{modules}\n["{version}".settings]\n{OLD_SETTING} = "{NEW_SETTING}"\n'
+    settings = f'{OLD_SETTING} = "{NEW_SETTING}"\n'
+    table = f'["{version}".modules]\n{modules}\n["{version}".settings]\n{settings}'
     (folder / "renames.toml").write_text(table)
     changelog = folder / "CHANGELOG.md"
     entry = f"## [{version}] - 2099-01-01\n\nRooms.\n\nWhen you update: look around.\n\n## ["

@@ -23,8 +23,8 @@ UNRELEASED = "0.0.1"
 class TemplateRepository:
     """Every release that there was, `head`, made of the working tree, `next` and `major`, made up.
 
-    `major` moves files. `next` makes sure that there is something to update to: right after a release, or as long as
-    there is none, the releases hold what the working tree holds.
+    `major` moves files. `next` makes sure that there is something to update to: right after a
+    release, or as long as there is none, the releases hold what the working tree holds.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -54,7 +54,9 @@ class Small:
         self.release("1.0.0", FIRST)
         self.repository = self.service = folder / "service"
         self._write(self.service, FIRST)
-        answers = f"# Changes here will be overwritten.\n_commit: 1.0.0\n_src_path: {self.template}\n"
+        answers = (
+            f"# Changes here will be overwritten.\n_commit: 1.0.0\n_src_path: {self.template}\n"
+        )
         self.write({".copier-answers.yml": answers})
         self.git("init", "--quiet")
         self.save()

@@ -211,7 +211,7 @@ def test_the_outcome_is_the_same_whatever_the_user_has_configured(
     next_release: Small, name: str, tmp_path: Path
 ) -> None:
     home = next_release.home
-    plain = {k: v for k, v in committed_after_an_update(next_release, tmp_path / "plain").items()}
+    plain = committed_after_an_update(next_release, tmp_path / "plain")
     (home / "ignored").write_text("*.rej\nnew.py\nhttp/\n")
     (home / "attributes").write_text("*.py merge=union -text\n* merge=ours\n")
     hook = home / "hooks" / "post-checkout"
@@ -332,10 +332,8 @@ def test_it_can_be_killed_at_any_moment(next_release: Small, name: str, moment: 
 
 def test_the_service_may_be_a_part_of_a_repository(next_release: Small) -> None:
     top = next_release.service.with_name("everything")
-    next_release.service.rename(top / "services" / "shop") if top.mkdir() else (
-        (top / "services").mkdir(),
-        next_release.service.rename(top / "services" / "shop"),
-    )
+    (top / "services").mkdir(parents=True)
+    next_release.service.rename(top / "services" / "shop")
     shutil.rmtree(top / "services" / "shop" / ".git")
     next_release.service = top
     next_release.git("init", "--quiet")
@@ -393,7 +391,8 @@ from app.core import (
 )
 from app.core.stack import LIMIT
 
-print(app.core.cache.SECONDS, "app.core.stack.LIMIT", app.core.cached, settings.CACHE_TTL, X_CACHE_TTL)
+print(app.core.cache.SECONDS, "app.core.stack.LIMIT", app.core.cached)
+print(settings.CACHE_TTL, X_CACHE_TTL)
 """
     small.write(
         {
@@ -427,8 +426,9 @@ from app.core.redis import store as cache
 from app.core.redis import store as kept
 from app.core.http.stack import LIMIT
 
-print(app.core.redis.store.SECONDS, "app.core.http.stack.LIMIT", app.core.cached, """
-        "settings.CACHE_SECONDS, X_CACHE_TTL)\n"
+print(app.core.redis.store.SECONDS, "app.core.http.stack.LIMIT", app.core.cached)
+print(settings.CACHE_SECONDS, X_CACHE_TTL)
+"""
     )
     assert (
         small.read("pyproject.toml")

@@ -71,7 +71,9 @@ def test_every_two_answers_stand_together_somewhere() -> None:
         return set(itertools.combinations(combination.answers.items(), 2))
 
     every = set[tuple[object, ...]]().union(*map(pairs, COMBINATIONS))
-    assert set[tuple[object, ...]]().union(*(pairs(parse_combination(n)) for n in PAIRWISE)) == every
+    assert (
+        set[tuple[object, ...]]().union(*(pairs(parse_combination(n)) for n in PAIRWISE)) == every
+    )
 
 
 class Outcome:
@@ -103,7 +105,7 @@ class Outcome:
 def test_no_release_loses_a_line_on_its_way(
     repository: TemplateRepository, tmp_path: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
-    """To this release, then to one that moves files; and what docs/reference/updates.md says of it."""
+    """To this release, then to one that moves files, as docs/reference/updates.md says."""
     releases = (*repository.releases, repository.head)
     for release in releases[PAIRWISE.index(name) :: len(PAIRWISE)]:
         folder = tmp_path / release
@@ -128,7 +130,9 @@ def replace_row(start: str, row: str) -> None:
     # Releases in their order, and at the end the one that is being made.
     table = "\n".join(sorted([*kept, row], key=lambda line: (line.startswith("| this"), line)))
     text = "\n".join(others)
-    TABLE.write_text(text.replace("|---|---|---|---|---|", f"|---|---|---|---|---|\n{table}") + "\n")
+    TABLE.write_text(
+        text.replace("|---|---|---|---|---|", f"|---|---|---|---|---|\n{table}") + "\n"
+    )
 
 
 def take_through(

@@ -12,7 +12,6 @@ from tests.combinations import (
     DATABASES,
     SWITCHES,
     Combination,
-    parse_combination,
 )
 from tests.environments import Environments
 from tests.service import Service
@@ -21,13 +20,13 @@ from tests.update.next_release import ADDED, CHANGED
 from tests.update.next_release import DELETED as GONE
 from tests.update.repository import TemplateRepository, commit, run_git
 from tests.update.team import (
-    DELETED,
     EDITS,
     EXAMPLE_EDITS,
     change_as_a_team,
     conflicts,
     update,
 )
+from tests.update.test_just_update import just_update, succeed
 
 MIGRATIONS = "migrations/versions/"
 
@@ -68,45 +67,18 @@ def next_release_renders() -> set[str]:
     return {name.removeprefix("template/").removesuffix(".jinja") for name in CHANGED}
 
 
-# Each database, with and without the example, in half of the time that all combinations take.
-@pytest.mark.parametrize("name", ["postgresql+example", "sqlite"])
-def test_a_changed_service_keeps_every_line_of_its_team(
-    repository: TemplateRepository, tmp_path: Path, name: str
-) -> None:
-    start = parse_combination(name)
-    for old, new in repository.steps:
-        known = {k: v for k, v in start.answers.items() if k in repository.questions(old)}
-        service = repository.copy(old, tmp_path / old, **known)
-        written = change_as_a_team(service)
-        before = read_tree(service)
-        update(service, new)
-        assert conflicts(service) == [], old
-        for path, lines in written.items():
-            kept = (service / path).read_text().splitlines()
-            assert [line for line in lines if line not in kept] == [], f"{old}: {path}"
-        after = read_tree(service)
-        own = ("app/billing/", "tests/billing/", MIGRATIONS)
-        assert {k: v for k, v in after.items() if k.startswith(own)} == {
-            k: v for k, v in before.items() if k.startswith(own)
-        }, old
-        # The same as if the team had started from the new release: all of both sides is there.
-        fresh = repository.copy(new, tmp_path / f"fresh-{old}", **start.answers)
-        change_as_a_team(fresh)
-        assert tree(service) == tree(fresh), old
-        assert not (service / DELETED).exists(), old
-
-
 def test_a_changed_service_passes_its_own_tests_after_the_update(
     repository: TemplateRepository, folder: Path, workers: int, environments: Environments
 ) -> None:
-    """One step, one combination (the quickest with the example), and not the whole suite.
+    """To a release that moves files; one combination, and not the whole suite.
 
     That runs for every combination in tests/test_combination.py; here it is what the team and the
     release have changed, the migrations, the API's description and the settings.
     """
     changed = repository.copy(repository.head, folder / "updated", database="sqlite")
     change_as_a_team(changed)
-    update(changed, repository.next)
+    succeed(just_update(changed, "--to", repository.major))
+    commit(changed, "Update")
     how = "uv run pytest -n0 tests/update -k own_tests # renders, changes and updates a service"
     service = Service(changed, how, environments)
     service.run(["python", "-m", "devtools.openapi"])

@@ -7,7 +7,7 @@ from copier._cli import CopierApp
 
 sys.path.append(str(Path(__file__).parents[3]))
 
-from tests.rendering import fast_copier  # noqa: E402
+from tests.rendering import fast_copier
 
 with fast_copier():
     CopierApp.run()

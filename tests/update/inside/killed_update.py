@@ -15,11 +15,14 @@ steps = 0
 
 
 def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Count the calls of a function, and send the signal before one of them."""
+
     def call(*arguments: Any) -> Any:
         global steps
         steps += 1
         if steps == moment:
-            print(f"killed before {function.__name__}", flush=True)
+            sys.stdout.write(f"killed before {function.__name__}\n")
+            sys.stdout.flush()
             os.kill(os.getpid(), number)
         return function(*arguments)
 
