@@ -84,7 +84,7 @@ def test_it_updates_without_trust_and_says_where_to_look(
     assert result.returncode == 0, result.stderr
     assert "git ls-files --unmerged" in result.stderr
     assert "git diff --diff-filter=D" in result.stderr
-    fresh = repository.copy(repository.next, tmp_path / "fresh")
+    fresh = repository.copy(repository.major, tmp_path / "fresh")
     without_history = {k: v for k, v in contents(fresh).items() if "migrations/versions" not in k}
     updated = {k: v for k, v in contents(service).items() if "migrations/versions" not in k}
     assert updated == without_history

@@ -7,6 +7,7 @@ from typing import Any
 
 import pathspec
 import yaml
+from copier import run_copy
 from copier._jinja_ext import SandboxedEnvironment
 from jinja2 import StrictUndefined
 
@@ -45,6 +46,9 @@ def test_every_condition_goes_both_ways(
             refusal(template, {"use_arq": True}, quiet=quiet)
             refusal(template, {"project_slug": "other"}, folder=service, quiet=quiet)
         updated = repository.copy(repository.head, folder / "branches-updated")
+        # From an address, not from a folder.
+        address = f"git+file://{repository.folder}"
+        run_copy(address, folder / "by-address", defaults=True, quiet=True, vcs_ref=repository.head)
         # Not to the release that is made up: its lines are not those of the working tree.
         update(updated, version=repository.head)
         # Combinations are without the files of `deployment`.
@@ -82,6 +86,8 @@ def test_every_pattern_of_the_manifest_matches_a_file() -> None:
     environment = SandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
+    environment.filters["fileglob"] = lambda _: []
+    new = {"dst_path": "", "answers_file": ""}
     names = [n.as_posix() for n in template_files() if n.parts[0] == "template"]
     files = [name.removeprefix("template/").removesuffix(".jinja") for name in names]
     patterns = set()
@@ -89,7 +95,7 @@ def test_every_pattern_of_the_manifest_matches_a_file() -> None:
         for combination in COMBINATIONS:
             for operation in ("copy", "update"):
                 rendered = environment.from_string(entry).render(
-                    combination.answers, _copier_operation=operation
+                    combination.answers, _copier_operation=operation, _copier_conf=new
                 )
                 patterns |= {line for line in rendered.splitlines() if line.startswith("/")}
     assert patterns

@@ -52,7 +52,8 @@ def test_just_update_changes_all_three_at_once(
     repository: TemplateRepository, tmp_path: Path
 ) -> None:
     service = repository.copy(repository.head, tmp_path / "service", **choose(1))
-    result = just_update(service, *(f"--data={name}={word}" for name, word in choose(2).items()))
+    data = (f"--data={name}={word}" for name, word in choose(2).items())
+    result = just_update(service, "--to", repository.next, *data)
     assert result.returncode == 0, result.stdout + result.stderr
     commit(service, "Choose")
     fresh = repository.copy(repository.next, tmp_path / "fresh", **choose(2))
