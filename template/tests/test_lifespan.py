@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from app import own_resources
 from app.core.background import BackgroundRunner
 from app.health.service import HealthService
-from tests.fixtures.application import Connect
+from tests.fixtures.application import open_client
 from tests.fixtures.server import Serve, ServedProcess
 
 APP = "tests.sample_service:create_app"
@@ -112,9 +112,10 @@ async def test_at_exit_what_was_opened_is_closed_after_the_background_work(app: 
 
 
 async def test_own_resources_are_in_the_state_and_open_until_all_work_has_ended(
-    app: FastAPI, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
+    runners: list[BackgroundRunner] = []
 
     @asynccontextmanager
     async def open_one_more(*arguments: Any) -> AsyncIterator[dict[str, Any]]:
@@ -123,17 +124,18 @@ async def test_own_resources_are_in_the_state_and_open_until_all_work_has_ended(
             done.append("closed")
 
     def start_more(own: Any, health: HealthService, *others: Any) -> None:
-        async def work() -> None:
-            await anyio.sleep(0.02)
-            own["sample"].append("work")
-
         own_resources.start(own, health, *others)
         health.add("sample", anyio.lowlevel.checkpoint, required=True)
-        others[0].spawn("work", work)
+        runners.append(others[0])
+
+    async def work() -> None:
+        await anyio.sleep(0.02)
+        done.append("work")
 
     monkeypatch.setattr("app.lifespan.open_resources", open_one_more)
     monkeypatch.setattr("app.lifespan.start_own", start_more)
-    async with connect(app) as client:
-        checks = (await client.get("/health/ready")).json()["checks"]
-    assert checks["sample"] == "ok"
+    async with app.router.lifespan_context(app) as state, open_client(app, state) as client:
+        assert dict(state or {})["sample"] is done
+        assert (await client.get("/health/ready")).json()["checks"]["sample"] == "ok"
+        runners[0].spawn("work", work)
     assert done == ["work", "closed"]
