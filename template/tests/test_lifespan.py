@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app import own_resources
+from app import domain_resources
 from app.core.background import BackgroundRunner
 from app.health.service import HealthService
 from tests.fixtures.application import open_client
@@ -119,12 +119,12 @@ async def test_own_resources_are_in_the_state_and_open_until_all_work_has_ended(
 
     @asynccontextmanager
     async def open_one_more(*arguments: Any) -> AsyncIterator[dict[str, Any]]:
-        async with own_resources.open_resources(*arguments) as own:
+        async with domain_resources.open_resources(*arguments) as own:
             yield {**own, "sample": done}
             done.append("closed")
 
     def start_more(own: Any, health: HealthService, *others: Any) -> None:
-        own_resources.start(own, health, *others)
+        domain_resources.start(own, health, *others)
         health.add("sample", anyio.lowlevel.checkpoint, required=True)
         runners.append(others[0])
 
@@ -133,7 +133,7 @@ async def test_own_resources_are_in_the_state_and_open_until_all_work_has_ended(
         done.append("work")
 
     monkeypatch.setattr("app.lifespan.open_resources", open_one_more)
-    monkeypatch.setattr("app.lifespan.start_own", start_more)
+    monkeypatch.setattr("app.lifespan.start_domains", start_more)
     async with app.router.lifespan_context(app) as state, open_client(app, state) as client:
         assert dict(state or {})["sample"] is done
         assert (await client.get("/health/ready")).json()["checks"]["sample"] == "ok"

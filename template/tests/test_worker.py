@@ -12,7 +12,7 @@ import pytest
 import structlog
 from sqlalchemy import update
 
-from app import own_resources, worker_lifespan
+from app import domain_resources, worker_lifespan
 from app.core.heartbeat import find_problem
 from app.core.outbox import OutboxJob
 from devtools.valkey import ValkeyServer
@@ -187,7 +187,7 @@ async def test_own_resources_are_open_for_as_long_as_jobs_run(
 
     @asynccontextmanager
     async def open_one_more(*arguments: Any) -> AsyncIterator[dict[str, Any]]:
-        async with own_resources.open_resources(*arguments) as own:
+        async with domain_resources.open_resources(*arguments) as own:
             yield {**own, "sample": "open"}
         Note(file=file).write("closed")
 

@@ -7,7 +7,7 @@ from tests.update.repository import commit
 
 ROLES = "app/core/roles.py"
 # Files of the template that are a team's from then on: no release may change them.
-OWN_FILES = ("app/domains.py", "app/own_resources.py", "app/own_settings.py", ROLES)
+OWN_FILES = ("app/domains.py", "app/domain_resources.py", "app/domain_settings.py", ROLES)
 
 DOMAIN = {
     "__init__.py": '"""Lending."""\n',
@@ -113,11 +113,11 @@ EDITS = {
             "PUBLIC_ROUTERS: Sequence[APIRouter] = (router,)",
         ),
     ),
-    "app/own_settings.py": (
+    "app/domain_settings.py": (
         (
-            "from app.core.settings import Section\n\n\nclass OwnSettings(Section):\n",
+            "from app.core.settings import Section\n\n\nclass DomainSettings(Section):\n",
             "from pydantic import Field\n\nfrom app.lending.printer import PrinterSettings\n\n\n"
-            "class OwnSettings(PrinterSettings):\n",
+            "class DomainSettings(PrinterSettings):\n",
         ),
         (
             'beside the template\'s settings."""\n',
@@ -125,7 +125,7 @@ EDITS = {
             '    LENDING_DAYS: int = Field(default=14, ge=1, le=365, description="For a book.")\n',
         ),
     ),
-    "app/own_resources.py": (
+    "app/domain_resources.py": (
         (
             "from app.health.service import HealthService\n",
             "from app.health.service import HealthService\n"
@@ -133,9 +133,9 @@ EDITS = {
         ),
         ('process lives: `printer: Printer`."""\n', 'process lives."""\n\n    printer: Printer\n'),
         (
-            "    yield OwnState()\n",
+            "    yield DomainState()\n",
             "    printer = Printer(settings)\n"
-            "    yield OwnState(printer=printer)\n"
+            "    yield DomainState(printer=printer)\n"
             "    printer.is_open = False\n",
         ),
         (

@@ -97,7 +97,7 @@ class JobContext:
     The session's transaction begins with its first statement. Compute before it, and read through
     `database.read_only()` what takes long: a transaction that writes is in the way of others.
 
-    `state` has the settings and what app/own_resources.py has opened, as that of a request has.
+    `state` has the settings and what app/domain_resources.py has opened, as that of a request has.
     """
 
     job_id: str
