@@ -1,8 +1,8 @@
 """Start and end of the service, as a process of its own under uvicorn."""
 
 import signal
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -10,8 +10,10 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
+from app import domain_resources
 from app.core.background import BackgroundRunner
 from app.health.service import HealthService
+from tests.fixtures.application import open_client
 from tests.fixtures.server import Serve, ServedProcess
 
 APP = "tests.sample_service:create_app"
@@ -107,3 +109,33 @@ async def test_at_exit_what_was_opened_is_closed_after_the_background_work(app: 
     assert resources["http_client"].is_closed
     health: HealthService = resources["health"]
     assert (await health.readiness()).status == "unavailable"
+
+
+async def test_own_resources_are_in_the_state_and_open_until_all_work_has_ended(
+    app: FastAPI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    runners: list[BackgroundRunner] = []
+
+    @asynccontextmanager
+    async def open_one_more(*arguments: Any) -> AsyncIterator[dict[str, Any]]:
+        async with domain_resources.open_resources(*arguments) as own:
+            yield {**own, "sample": done}
+            done.append("closed")
+
+    def start_more(own: Any, health: HealthService, *others: Any) -> None:
+        domain_resources.start(own, health, *others)
+        health.add("sample", anyio.lowlevel.checkpoint, required=True)
+        runners.append(others[0])
+
+    async def work() -> None:
+        await anyio.sleep(0.02)
+        done.append("work")
+
+    monkeypatch.setattr("app.lifespan.open_resources", open_one_more)
+    monkeypatch.setattr("app.lifespan.start_domains", start_more)
+    async with app.router.lifespan_context(app) as state, open_client(app, state) as client:
+        assert dict(state or {})["sample"] is done
+        assert (await client.get("/health/ready")).json()["checks"]["sample"] == "ok"
+        runners[0].spawn("work", work)
+    assert done == ["work", "closed"]

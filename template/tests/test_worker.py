@@ -1,17 +1,18 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
 import structlog
 from sqlalchemy import update
 
-from app import worker_lifespan
+from app import domain_resources, worker_lifespan
 from app.core.heartbeat import find_problem
 from app.core.outbox import OutboxJob
 from devtools.valkey import ValkeyServer
@@ -177,6 +178,24 @@ async def test_jobs_with_one_ordering_key_run_one_after_the_other(
 
     notes = [line for line in await lines(file) if line.isdecimal()]
     assert notes == [str(number) for number in range(10)]
+
+
+async def test_own_resources_are_open_for_as_long_as_jobs_run(
+    jobs: Jobs, work_here: WorkHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "notes"
+
+    @asynccontextmanager
+    async def open_one_more(*arguments: Any) -> AsyncIterator[dict[str, Any]]:
+        async with domain_resources.open_resources(*arguments) as own:
+            yield {**own, "sample": "open"}
+        Note(file=file).write("closed")
+
+    monkeypatch.setattr("app.worker_lifespan.open_resources", open_one_more)
+    async with work_here():
+        await jobs.enqueue(definitions.show_state, Note(file=file, text="sample"))
+        await eventually(jobs.rows, all_done)
+    assert await lines(file) == ["open", "closed"]
 
 
 async def test_work_goes_on_after_redis_was_restarted_empty(

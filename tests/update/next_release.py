@@ -27,6 +27,7 @@ CHANGED = {
     ),
     "template/.env.example.jinja": (
         ("LOG_LEVEL=INFO\n", "LOG_LEVEL=INFO\n# Refuses writes.\nREAD_ONLY=false\n"),
+        ("# Checks that are shown", "# Checks of readiness that are shown"),
     ),
     "template/app/api.py.jinja": (
         ("Connect the domains to the events that", "Connect every domain to the events that"),
@@ -38,8 +39,21 @@ CHANGED = {
         ("`uv run just fix` | corrects lint findings", "`uv run just fix` | repairs lint findings"),
         ("- Migrate once for each release, before", "- Migrate once for every release, before"),
     ),
-    "template/pyproject.toml.jinja": (("fail_under = 95\n", "fail_under = 94\n"),),
-    "extensions/dependencies.jinja": (("'structlog>=26.1'", "'structlog>=26.1,<99'"),),
+    "template/AGENTS.md.jinja": (("Write there first: ", "Write there, if you can: "),),
+    "template/justfile": (("# Recipes that come with", "# The recipes that come with"),),
+    "template/app/settings.py.jinja": (
+        ("    AppSettings,\n    LoggingSettings,\n", "    LoggingSettings,\n    AppSettings,\n"),
+    ),
+    "template/pyproject.toml.jinja": (
+        ("fail_under = 95\n", "fail_under = 94\n"),
+        ("# Pydantic pins the one version", "# Pydantic has pinned the one version"),
+    ),
+    "extensions/dependencies.jinja": (
+        ("'structlog>=26.1'", "'structlog>=26.1,<99'"),
+        # The first and the last of their lists: next to what teams write.
+        ("'uuid-utils>=1.2,<2'", "'uuid-utils>=1.2,<3'"),
+        ("'coverage>=7.17,<8'", "'coverage>=7.17,<9'"),
+    ),
 }
 ADDED = {
     "app/core/weekdays.py": '"""The days of a week."""\n\nDAYS = 7\n',

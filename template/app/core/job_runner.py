@@ -3,7 +3,7 @@
 import asyncio
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -71,6 +71,7 @@ class JobRunner:
         http_client: For the handlers.
         settings: How long a job stays with a worker that gives no sign of life.
         wake_relay: Called when a job ends that others may have waited for.
+        state: For the handlers.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class JobRunner:
         settings: JobSettings,
         *,
         wake_relay: Callable[[], None] = _do_nothing,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self._jobs = registry.jobs
         self._database = database
@@ -88,6 +90,7 @@ class JobRunner:
         self._settings = settings
         self._lease = timedelta(seconds=settings.JOB_LEASE_SECONDS)
         self._wake_relay = wake_relay
+        self._state = {"settings": settings, **(state or {})}
         self._rollout = timedelta(seconds=settings.JOB_ROLLOUT_SECONDS)
         self._leases = JobLeases(database, settings.JOB_LEASE_SECONDS)
         self._gate = JobGate()
@@ -180,6 +183,7 @@ class JobRunner:
                     database=self._database,
                     http_client=self._http_client,
                     settings=self._settings,
+                    state=self._state,
                 )
                 await definition.handler(payload, context)
                 await outbox.finish(session, held)

@@ -1,7 +1,7 @@
 """Jobs: how domains declare work for the worker processes and hand it over with their commit."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -96,6 +96,8 @@ class JobContext:
 
     The session's transaction begins with its first statement. Compute before it, and read through
     `database.read_only()` what takes long: a transaction that writes is in the way of others.
+
+    `state` has the settings and what app/domain_resources.py has opened, as that of a request has.
     """
 
     job_id: str
@@ -104,6 +106,7 @@ class JobContext:
     database: Database
     http_client: httpx2.AsyncClient
     settings: JobSettings
+    state: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PayloadMismatchError(Exception):

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 from hashlib import sha256
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -18,20 +17,10 @@ from app.core.access_tokens import InvalidTokenError
 from app.core.errors import ForbiddenError, UnauthenticatedError
 from app.core.principal import Principal, set_principal
 from app.core.rate_limit import rate_limit
+from app.core.roles import DESCRIPTIONS
+from app.core.roles import Role as Role  # noqa: PLC0414 # is imported from here
 
 TOKEN_PATH = "/api/v1/auth/token"  # noqa: S105
-
-
-class Role(StrEnum):
-    """What somebody may do; a later role may do whatever an earlier one may."""
-
-    USER = "user"
-    ADMIN = "admin"
-
-    def includes(self, other: "Role") -> bool:
-        """Whether this role may do what `other` may."""
-        ranks = list(Role)
-        return ranks.index(self) >= ranks.index(other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +67,7 @@ class RoleRequiredError(ForbiddenError):
 # route which one it takes; a token has all that its user has, whatever is asked for.
 bearer = OAuth2PasswordBearer(
     tokenUrl=TOKEN_PATH,
-    scopes={Role.ADMIN.value: "Manage the accounts of others."},
+    scopes={role.value: description for role, description in DESCRIPTIONS.items()},
     auto_error=False,
 )
 

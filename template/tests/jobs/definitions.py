@@ -41,6 +41,12 @@ async def note(payload: Note, _: JobContext) -> None:
     payload.write(payload.text)
 
 
+@job(name="tests.state", payload=Note, retry=QUICKLY)
+async def show_state(payload: Note, context: JobContext) -> None:
+    """Write what the state has under the note's text."""
+    payload.write(str(context.state[payload.text]))
+
+
 @job(name="tests.nap", payload=Nap, retry=QUICKLY, timeout_seconds=60)
 async def nap(payload: Nap, context: JobContext) -> None:
     """Write the number of the try, sleep, and write the note."""
