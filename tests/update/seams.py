@@ -164,6 +164,7 @@ EDITS = {
 ENDS = {
     ".env.example": "\n# Where slips are printed.\nPRINTER_HOST=localhost\n# For a book.\n"
     "LENDING_DAYS=14\n",
+    "README.md": "\n## Lending\n\nWho lends books asks the printer first.\n",
     "AGENTS.md": "\n## What we have agreed on\n\nWhoever lends a book prints a slip.\n",
     "pyproject.toml": "\n[tool.ruff.lint.extend-per-file-ignores]\n"
     '"app/lending/printer.py" = ["D103"]\n',

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.update.repository import TemplateRepository, commit
 from tests.update.seams import ENDS, OWN_FILES, ROLES, write_in_seams
 from tests.update.team import conflicts, update
 from tests.update.test_features import tree
+from tests.update.test_just_update import just_update, succeed
 
 EVERYTHING = "postgresql+redis+arq+jwt+websockets+example"
 # Without any feature, and with the roles of users.
@@ -35,16 +37,28 @@ def without_roles(service: Path) -> dict[str, bytes]:
     return {name: text for name, text in tree(service).items() if name != ROLES}
 
 
-@pytest.mark.parametrize("start", STARTS)
+def by_copier(service: Path, version: str, answers: dict[str, Any]) -> None:
+    update(service, version, **answers)
+
+
+def by_just_update(service: Path, version: str, answers: dict[str, Any]) -> None:
+    data = (f"--data={question}={answer}" for question, answer in answers.items())
+    succeed(just_update(service, "--to", version, *data))
+
+
+@pytest.mark.parametrize(("start", "how"), zip(STARTS, (by_copier, by_just_update), strict=True))
 def test_what_is_switched_on_and_off_leaves_a_teams_own_alone(
-    repository: TemplateRepository, tmp_path: Path, start: str
+    repository: TemplateRepository,
+    tmp_path: Path,
+    start: str,
+    how: Callable[[Path, str, dict[str, Any]], None],
 ) -> None:
     answers = {**parse_combination(start).answers, **BEFORE}
     service = repository.copy(repository.head, tmp_path / "service", **answers)
     write_in_seams(service)
     before = tree(service)
     for number, step in enumerate(steps(start)):
-        update(service, repository.head, **step)
+        how(service, repository.head, step)
         assert conflicts(service) == [], step
         commit(service, f"Switch on {step}")
         fresh = repository.copy(
@@ -52,7 +66,7 @@ def test_what_is_switched_on_and_off_leaves_a_teams_own_alone(
         )
         write_in_seams(fresh)
         assert without_roles(service) == without_roles(fresh), step
-        update(service, repository.head, **{question: answers[question] for question in step})
+        how(service, repository.head, {question: answers[question] for question in step})
         assert conflicts(service) == [], step
         commit(service, f"Switch off {step}")
         assert tree(service) == before, step
