@@ -38,6 +38,11 @@ class UpdateError(Exception):
     """The update cannot go on, and has changed nothing; the message says what to do."""
 
 
+def own_environment() -> dict[str, str]:
+    """This process's environment without what leads git to another repository."""
+    return {name: value for name, value in os.environ.items() if name not in _OTHERS}
+
+
 @dataclass(frozen=True)
 class Entry:
     """A file in a tree: its mode in octal digits and the id of its content."""
@@ -52,8 +57,7 @@ class Repository:
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         """Run git in `folder`, with more variables in its environment."""
         self.folder = folder
-        self._environment = {k: v for k, v in os.environ.items() if k not in _OTHERS}
-        self._environment |= {"LC_ALL": "C", **(environment or {})}
+        self._environment = {**own_environment(), "LC_ALL": "C", **(environment or {})}
 
     def run(
         self,

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from devtools.repository import ISOLATED, Repository, UpdateError
+from devtools.repository import ISOLATED, Repository, UpdateError, own_environment
 
 ANSWERS = ".copier-answers.yml"
 _COPIER = "copier>=9.19,<10"
@@ -159,7 +159,7 @@ class Template:
             [*command, str(folder)],
             check=False,
             # It clones from here, and nobody's line ends or hooks are to be in what it renders.
-            env={**os.environ, **ISOLATED},
+            env={**own_environment(), **ISOLATED},
             stdin=None if asks else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
