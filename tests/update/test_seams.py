@@ -46,7 +46,9 @@ def by_just_update(service: Path, version: str, answers: dict[str, Any]) -> None
     succeed(just_update(service, "--to", version, *data))
 
 
-@pytest.mark.parametrize(("start", "how"), zip(STARTS, (by_copier, by_just_update), strict=True))
+@pytest.mark.parametrize(
+    ("start", "how"), list(zip(STARTS, (by_copier, by_just_update), strict=True))
+)
 def test_what_is_switched_on_and_off_leaves_a_teams_own_alone(
     repository: TemplateRepository,
     tmp_path: Path,
