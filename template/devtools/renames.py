@@ -5,6 +5,7 @@ The template's `renames.toml` is data: no code of the template runs in an update
 
 import ast
 import io
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from devtools.template_source import version
 
 @dataclass
 class Renames:
-    """New names by old ones: of modules (`app.core.cache`) and of settings (`CACHE_TTL`)."""
+    """New names by old ones: of modules (`app.core.threads`) and settings (`DRAIN_SECONDS`)."""
 
     modules: dict[str, str] = field(default_factory=dict)
     settings: dict[str, str] = field(default_factory=dict)
@@ -36,14 +37,18 @@ class Renames:
         renames = cls()
         try:
             releases = {name: dict(table) for name, table in tomllib.loads(text).items()}
-        except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             message = f"The template's renames.toml cannot be read: {error}"
             raise UpdateError(message) from None
         here = version(current) or (0, 0, 0)
         for name in sorted(releases, key=lambda name: version(name) or here):
             if (version(name) or here) > here:
                 for kind in ("modules", "settings"):
-                    _go_on(getattr(renames, kind), releases[name].get(kind, {}))
+                    table = releases[name].get(kind, {})
+                    if not isinstance(table, dict) or not all(map(_is_text, table.values())):
+                        message = f"The template's renames.toml has no names in {name}.{kind}."
+                        raise UpdateError(message)
+                    _go_on(getattr(renames, kind), table)
         return renames
 
     def apply(self, path: str, text: str, template: str) -> tuple[str, list[tuple[int, str]]]:
@@ -72,12 +77,19 @@ class Renames:
         return result, told
 
     def _names(self, line: str) -> str:
-        for old, new in _longest_first(self.modules):
-            for separator in ".", "/":
-                pattern = rf"(?<![\w.]){re.escape(old.replace('.', separator))}(?!\w)"
-                line = re.sub(pattern, new.replace(".", separator), line)
-        for old, new in _longest_first(self.settings):
-            line = re.sub(rf"(?<!\w){re.escape(old)}(?!\w)", new, line)
+        # All at once: a new name may be another one's old one.
+        for before, separator, names in (
+            (r"(?<![\w.])", ".", self.modules),
+            (r"(?<![\w./])", "/", self.modules),
+            (r"(?<!\w)", ".", self.settings),
+        ):
+            new = {k.replace(".", separator): v.replace(".", separator) for k, v in names.items()}
+            either = "|".join(map(re.escape, sorted(new, key=len, reverse=True)))
+            if new:
+                parts = re.split(rf"{before}({either})(?!\w)", line)
+                # Every second part is a name.
+                parts[1::2] = [new[part] for part in parts[1::2]]
+                line = "".join(parts)
         return line
 
     def _imports(self, text: str, theirs: set[str]) -> Iterator[tuple[int, str]]:
@@ -85,7 +97,7 @@ class Renames:
         lines = _lines(text)
         try:
             statements = list(ast.walk(ast.parse(text)))
-        except (SyntaxError, ValueError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             # Such as a file with a conflict in it.
             return
         for statement in statements:
@@ -98,8 +110,17 @@ class Renames:
                 line.rstrip("\r\n") for line in own
             ):
                 continue
-            indent = own[0][: statement.col_offset]
-            yield first, self._statement(statement, indent)
+            # Columns are counted in bytes.
+            indent = os.fsdecode(os.fsencode(own[0])[: statement.col_offset])
+            rest = os.fsdecode(os.fsencode(own[-1])[statement.end_col_offset :])
+            is_one_line = first == last and rest.lstrip().startswith("#")
+            if indent.strip() or (rest.strip() and not is_one_line) or "#" in "".join(own[:-1]):
+                # It shares its lines with something else; that it needs a repair is told.
+                continue
+            end = "\r\n" if own[0].endswith("\r\n") else "\n"
+            new = self._statement(statement, indent).split("\n")
+            new[0] += rest.rstrip()
+            yield first, end.join(new)
             yield from ((number, "") for number in range(first + 1, last + 1))
 
     def _statement(self, statement: ast.ImportFrom, indent: str) -> str:
@@ -117,6 +138,10 @@ class Renames:
         )
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def _lines(text: str) -> list[str]:
     """The lines as Python counts them, with their ends."""
     return list(io.StringIO(text, newline=""))
@@ -127,7 +152,3 @@ def _go_on(known: dict[str, str], table: Mapping[str, str]) -> None:
     for old, new in known.items():
         known[old] = table.get(new, new)
     known.update(table)
-
-
-def _longest_first(names: Mapping[str, str]) -> list[tuple[str, str]]:
-    return sorted(names.items(), key=lambda each: len(each[0]), reverse=True)

@@ -19,6 +19,9 @@ _OTHERS = (
     "GIT_LITERAL_PATHSPECS",
     "GIT_GLOB_PATHSPECS",
     "GIT_ICASE_PATHSPECS",
+    "GIT_NOGLOB_PATHSPECS",
+    "GIT_DEFAULT_HASH",
+    "GIT_ATTR_SOURCE",
 )
 NONE = "0" * 40
 FILE, PROGRAM, LINK = "100644", "100755", "120000"
@@ -109,11 +112,12 @@ class Repository:
         wanted = {path: each.blob for path, each in files.items() if each.mode in (FILE, PROGRAM)}
         asked = "".join(f"{blob}\n" for blob in wanted.values())
         output = os.fsencode(self.run("cat-file", "--batch", given=asked))
-        found = {}
+        found, start = {}, 0
         for path in wanted:
-            about, _, output = output.partition(b"\n")
-            size = int(about.rpartition(b" ")[2])
-            found[path], output = os.fsdecode(output[:size]), output[size + 1 :]
+            end = output.index(b"\n", start)
+            size = int(output[start:end].rpartition(b" ")[2])
+            found[path] = os.fsdecode(output[end + 1 : end + 1 + size])
+            start = end + size + 2
         return found
 
 

@@ -38,6 +38,8 @@ class Answers:
         except OSError:
             message = f"{ANSWERS} is missing: this folder was not made from a template."
             raise UpdateError(message) from None
+        except UnicodeDecodeError:
+            raise UpdateError(f"{ANSWERS} is no text in UTF-8; its history has one.") from None
         self._entries = {name: " ".join(text.split()) for name, text in _ENTRY.findall(self.text)}
         self.source, self.release = (self._value(name) for name in ("_src_path", "_commit"))
 
@@ -58,7 +60,11 @@ class Answers:
             )
             raise UpdateError(message)
         if value[0] == '"':
-            return str(json.loads(value))
+            try:
+                return str(json.loads(value))
+            except ValueError:
+                message = f"{ANSWERS} has no readable {name}: {value}"
+                raise UpdateError(message) from None
         return value[1:-1].replace("''", "'") if value[0] == "'" else value
 
 
@@ -166,6 +172,8 @@ class Template:
         if result.returncode:
             raise UpdateError(_explain(os.fsdecode(result.stderr), release))
         file = folder / ANSWERS
+        if Answers(folder).release == answers.release != release:
+            raise UpdateError(f"Copier has rendered {answers.release} instead of {release}.")
         file.write_text(answers.take_over_source(file.read_text("utf-8")), "utf-8")
 
     def _newest(self) -> str | None:
@@ -202,9 +210,9 @@ def _url(source: str, project: Path) -> str:
     for short, host in _HOSTS.items():
         if source.startswith(short):
             return f"{host}{source.removeprefix(short).strip('/').removesuffix('.git')}.git"
-    if re.match(r"\w[\w+.-]*://|[^/]+@[^/]+:", source):
+    if re.match(r"\w[\w+.-]*://|[^/]+:", source):
         return source.removeprefix("git+")
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))  # noqa: PTH111 - which raises for an unknown user
     if not folder.is_absolute():
         message = (
             f"_src_path in {ANSWERS} is {source}, and nobody knows from where: put the template's "

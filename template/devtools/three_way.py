@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from devtools.repository import Entry, Scratch
+from devtools.repository import Entry, Scratch, UpdateError
 
 # A folder of one side that became another is no reason to move what the other side added to it.
 _OPTIONS = ("merge.directoryRenames=false", "merge.renameLimit=30000", "diff.renameLimit=30000")
@@ -58,11 +58,12 @@ def merge(scratch: Scratch, base: Files, ours: Files, theirs: Files, label: str)
         _commit(scratch, files, name, first) for name, files in (("yours", ours), (label, theirs))
     ]
     options = [word for option in _OPTIONS for word in ("-c", option)]
-    output = scratch.run(
-        *options,
-        *("merge-tree", "--write-tree", "-z", "--no-messages", "yours", label),
-        accepted=(0, 1),
-    )
+    command = ("merge-tree", "--write-tree", "-z", "--no-messages", "yours", label)
+    try:
+        output = scratch.run(*options, *command, accepted=(0, 1))
+    except UpdateError as error:
+        message = f"git cannot merge; version 2.38 or newer is needed: {error}"
+        raise UpdateError(message) from None
     tree, *conflicts = [line for line in output.split("\0") if line]
     merged = Merge(scratch.files(tree), {})
     for line in conflicts:
@@ -71,7 +72,8 @@ def merge(scratch: Scratch, base: Files, ours: Files, theirs: Files, label: str)
         merged.stages.setdefault(path, {})[int(stage)] = Entry(mode, blob)
     for path, stages in list(merged.stages.items()):
         if 2 not in stages and 1 in stages:
-            # Who deleted a file of the template does not want its next version either.
+            # The team deleted it, maybe at the place from which the template has moved it. Who
+            # deleted a file of the template does not want its next version either.
             merged.files.pop(path, None)
             del merged.stages[path]
     moves = (_moves(scratch, options, first, commit) for commit in commits)
@@ -91,7 +93,9 @@ def _commit(scratch: Scratch, files: Files, name: str, *parent: str) -> str:
 def _moves(scratch: Scratch, options: list[str], old: str, new: str) -> dict[str, str]:
     """The new path of each file that has been moved, by its old one."""
     listed = scratch.lines(
-        *options, "diff-tree", "-r", "-z", "-M", "--diff-filter=R", "--name-status", old, new
+        *options,
+        *("diff-tree", "-r", "-z", "-M", "--no-rename-empty", "--diff-filter=R", "--name-status"),
+        *(old, new),
     )
     return dict(zip(listed[1::3], listed[2::3], strict=True))
 
@@ -104,6 +108,8 @@ def _judge(
 ) -> None:
     """Say of each file that the template changed, added, moved or deleted what becomes of it."""
     base, ours, theirs = sides
+    # A file that the template moved from a.py to b.py, and the team from a.py to c.py, has the
+    # source a.py; the template's is b.py, and mine is c.py.
     sources = {new: old for old, new in their_moves.items()}
     for path in sorted({*base, *theirs}):
         source = sources.get(path, path)

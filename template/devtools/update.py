@@ -6,12 +6,14 @@ after `git merge`. Copier only renders, without `--trust`: no code of the templa
 """
 
 import argparse
+import os
 import re
 import shlex
 import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -25,7 +27,7 @@ from devtools.working_tree import Change, Project
 
 # The team's own from the first copy on.
 _REVISIONS = "migrations/versions/"
-_MARKERS = re.compile(r"^<{7} .*?^={7}$.*?^>{7} ", re.MULTILINE | re.DOTALL)
+_MARKERS = re.compile(r"^<{7} .*?^={7}\r?$.*?^>{7} ", re.MULTILINE | re.DOTALL)
 _SETTING = re.compile(r"^(?:# ?)?([A-Z][A-Z0-9_]+)=", re.MULTILINE)
 _ORDER = {verdict: number for number, verdict in enumerate(Verdict)}
 _DONE, _CONFLICTS, _FAILED = 0, 1, 2
@@ -43,16 +45,28 @@ def main() -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     arguments = _parse(sys.argv[1:])
     try:
-        project = Project.open(Path.cwd())
-        if arguments.abort:
-            code = _abort(project)
-        else:
-            with tempfile.TemporaryDirectory(prefix="template-update-") as folder:
-                code = _update(project, arguments, Path(folder).resolve())
+        code = _run(arguments)
     except UpdateError as error:
         print(error)
         code = _FAILED
+    except BrokenPipeError:
+        # Nobody reads what is printed any more; by then the update is made.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = _DONE
+    except OSError as error:
+        # The disk, or a program that is not there. What was begun has been taken back.
+        print(f"The update has failed and changed nothing: {error}")
+        code = _FAILED
     sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    project = Project.open(Path.cwd())
+    with nullcontext() if arguments.preview or arguments.check else project.alone():
+        if arguments.abort:
+            return _abort(project)
+        with tempfile.TemporaryDirectory(prefix="template-update-") as folder:
+            return _update(project, arguments, Path(folder).resolve())
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -93,7 +107,7 @@ def _update(project: Project, arguments: argparse.Namespace, folder: Path) -> in
     change = Change(project)
     is_tried = arguments.preview or arguments.check
     if not is_tried:
-        _refuse_unfinished(project, change)
+        _refuse_unfinished(project, change, project.head)
     answers = Answers(project.folder)
     template = Template(answers, project.folder, folder / "template")
     target = template.target(arguments.to)
@@ -113,6 +127,8 @@ def _update(project: Project, arguments: argparse.Namespace, folder: Path) -> in
     scratch = Scratch(scratch_folder, project.git_path("objects").resolve())
     outcome = _merge(scratch, project, template, target, folder)
     if not is_tried:
+        # Rendering takes its time, and questions take a person's.
+        _refuse_unfinished(Project.open(project.folder), change, project.head)
         # From here on until the end of the update, it can be taken back.
         try:
             change.prepare(scratch, outcome.merge.files)
@@ -131,7 +147,9 @@ def _up_to_date(template: Template) -> str:
     return f"There is nothing newer than {template.current}, from which this service comes."
 
 
-def _refuse_unfinished(project: Project, change: Change) -> None:
+def _refuse_unfinished(project: Project, change: Change, head: str) -> None:
+    if project.head != head:
+        raise UpdateError("Something was committed meanwhile: start the update again.")
     if change.is_unfinished:
         message = "An update was interrupted. Take it back first: uv run just update --abort"
         raise UpdateError(message)
@@ -170,7 +188,9 @@ def _merge(
     # Which release it comes from is the template's to say.
     answers = theirs.pop(ANSWERS)
     base.pop(ANSWERS)
-    merged = merge(scratch, base, {k: v for k, v in ours.items() if k != ANSWERS}, theirs, target)
+    # Also a name of a branch, and of nothing else.
+    label = "template-" + re.sub(r"[^\w+.-]", "-", target)
+    merged = merge(scratch, base, {k: v for k, v in ours.items() if k != ANSWERS}, theirs, label)
     merged.files[ANSWERS] = answers
     renames = Renames.read(template.read(target, "renames.toml"), template.current)
     own = {path: entry for path, entry in merged.files.items() if theirs.get(path) != entry}
@@ -231,7 +251,7 @@ def _settings(scratch: Scratch, files: Mapping[str, Entry]) -> set[str]:
 
 def _set_in(env_file: Path) -> set[str]:
     text = env_file.read_text("utf-8", "replace") if env_file.is_file() else ""
-    return set(re.findall(r"^(?:export\s+)?([A-Z][A-Z0-9_]+)\s*=", text, re.MULTILINE))
+    return set(re.findall(r"^(?:\w+\s+)?([A-Z][A-Z0-9_]+)\s*=", text, re.MULTILINE))
 
 
 def _find_broken(
@@ -259,7 +279,7 @@ def _find_broken(
 def _imports(module: str) -> str:
     """A regular expression for what names a module."""
     package, _, name = module.rpartition(".")
-    from_package = rf"from {re.escape(package)} import (?:[^\n]*[ (,])?{name}"
+    from_package = rf"from {re.escape(package)} import (?:\([^)]*|[^\n(]*)(?<!\w)(?<! as ){name}"
     return rf"(?:(?<![\w.]){re.escape(module)}|{from_package})(?!\w)"
 
 

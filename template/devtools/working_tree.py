@@ -1,9 +1,13 @@
 """Brings a merge into the working tree, all of it or nothing, and takes it back on request."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +42,13 @@ class Project:
             top = here.run("rev-parse", "--show-toplevel").removesuffix("\n")
             prefix = here.run("rev-parse", "--show-prefix").removesuffix("\n")
             head = here.run("rev-parse", "--verify", "HEAD^{commit}").strip()
-        except UpdateError:
-            message = (
-                "This is no git repository with a commit: git init && git add -A && git commit"
-            )
+            names = here.run("rev-parse", "--show-object-format").strip()
+        except UpdateError as error:
+            message = f"git finds no commit of this folder: {error}"
             raise UpdateError(message) from None
+        if names != "sha1":
+            message = f"This repository names objects by {names}; updates can merge sha1 only."
+            raise UpdateError(message)
         return cls(Repository(Path(top)), prefix, head)
 
     @property
@@ -55,6 +61,16 @@ class Project:
         path = self.repository.run("rev-parse", "--git-path", name).removesuffix("\n")
         return self.repository.folder / path
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other updates out; whoever is killed lets go."""
+        with self.git_path("template-update.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UpdateError("Another update is at work here; wait for its end.") from None
+            yield
+
     def files(self) -> dict[str, Entry]:
         """What is committed of the service, by its path in it."""
         return self.repository.files(f"{self.head}:{self.prefix.removesuffix('/')}")
@@ -65,6 +81,18 @@ class Project:
         A lock file that `uv run` has just written is none of that.
         """
         git = self.repository
+        if self.git_path("index.lock").exists():
+            raise UpdateError("Another git is at work here (.git/index.lock); try again later.")
+        for name in (
+            "MERGE_HEAD",
+            "CHERRY_PICK_HEAD",
+            "REVERT_HEAD",
+            "rebase-merge",
+            "rebase-apply",
+        ):
+            if self.git_path(name).exists():
+                message = f"Something else is not finished here ({name}); see `git status`."
+                raise UpdateError(message)
         git.run("update-index", "-q", "--refresh", accepted=(0, 1))
         listed = {
             *git.lines("diff-index", "-z", "--name-only", "--cached", self.head),
@@ -108,8 +136,6 @@ class Change:
         changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
         self._refuse_obstacles(set(changed), before, after)
         index = project.git_path("index")
-        if index.with_name("index.lock").exists():
-            raise UpdateError("Another git is at work here (.git/index.lock); try again later.")
         aside = self._folder.with_name("template-update.new")
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -132,7 +158,7 @@ class Change:
         written = {path: _digest(new / path) for path in changed}
         kept = [*changed, f"{project.prefix}{_LOCK_FILE}"]
         for number, path in enumerate(kept):
-            if _exists(self._top / path):
+            if _digest(self._top / path) is not None:
                 _copy(self._top / path, aside / "before" / str(number))
         plan = {"head": project.head, "kept": kept, "written": written}
         (aside / "plan.json").write_text(json.dumps(plan))
@@ -175,8 +201,14 @@ class Change:
             raise UpdateError("There is no update to take back.")
         plan = json.loads((self._folder / "plan.json").read_text())
         if plan["head"] != self._project.head:
-            message = "The update was committed; take it back with `git revert`."
+            message = (
+                "Another commit is checked out than before the update. If the update was committed,"
+                f" take it back with `git revert`. Otherwise go to {plan['head']}, or have the"
+                " update forgotten: rm -r .git/template-update"
+            )
             raise UpdateError(message)
+        # A folder for each time: none takes what another has kept.
+        aside = Path(tempfile.mkdtemp(prefix="template-update.edited.", dir=self._folder.parent))
         edited, brought_back = [], {}
         for number, path in enumerate(plan["kept"]):
             file, before = self._top / path, self._folder / "before" / str(number)
@@ -184,19 +216,25 @@ class Change:
             if now == then and _mode(file) == _mode(before):
                 continue
             if now not in (None, then, plan["written"].get(path, now)):
-                copy = self._folder.with_name("template-update.edited") / path
-                _copy(file, copy)
-                edited.append(copy)
+                _copy(file, aside / path)
+                edited.append(aside / path)
             if then is None:
                 _remove(file, self._top)
             else:
                 brought_back[file] = before
         for file, before in brought_back.items():
+            if file.is_dir() and not file.is_symlink():
+                # The update made a folder in a file's place, and something has come into it since.
+                kept = aside / file.relative_to(self._top)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                edited.append(Path(shutil.move(file, kept)))
             _copy(before, copy := self._folder / "restored")
             _put(copy, file)
         _copy(self._folder / "index.before", copy := self._folder / "restored")
         _put(copy, self._project.git_path("index"))
         self.forget()
+        if not edited:
+            aside.rmdir()
         return edited
 
     def forget(self) -> None:
@@ -210,12 +248,17 @@ class Change:
     def _refuse_obstacles(
         self, changed: set[str], before: Mapping[str, Entry], after: Mapping[str, Entry]
     ) -> None:
-        found = {path for path in changed - before.keys() if _exists(self._top / path)}
+        found = {
+            path
+            for path in changed - before.keys()
+            if _exists(self._top / path) and not self._is_emptied(path, changed - after.keys())
+        }
         for path in changed & after.keys():
             for folder in parents(path):
                 file = self._top / folder
-                if _exists(file) and not file.is_dir() and folder not in changed:
-                    found.add(folder)
+                # A link to a folder would lead out of the service.
+                if _exists(file) and (file.is_symlink() or not file.is_dir()):
+                    found |= {folder} - (changed - after.keys())
         if found:
             listed = "\n".join(f"  {path}" for path in sorted(found))
             message = f"git does not know these files, which are in the way. Move them:\n{listed}"
@@ -227,6 +270,14 @@ class Change:
                 f"(git update-index --no-assume-unchanged --no-skip-worktree FILE):\n{listed}"
             )
             raise UpdateError(message)
+
+    def _is_emptied(self, path: str, gone: set[str]) -> bool:
+        """Whether it is a folder of which the update leaves nothing."""
+        folder = self._top / path
+        if folder.is_symlink() or not folder.is_dir():
+            return False
+        files = (each for each in folder.rglob("*") if each.is_symlink() or not each.is_dir())
+        return all(each.relative_to(self._top).as_posix() in gone for each in files)
 
 
 def _index_lines(entries: Mapping[str, Entry | None]) -> str:
@@ -272,18 +323,21 @@ def _put(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         source.replace(target)
-    except OSError:
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
         # git's folder may be on another disk.
-        near = target.with_name(f".{target.name}.update")
-        _copy(source, near)
-        near.replace(target)
+        with tempfile.TemporaryDirectory(prefix=".update-", dir=target.parent) as folder:
+            near = Path(folder, "new")
+            _copy(source, near)
+            near.replace(target)
 
 
 def _remove(path: Path, top: Path) -> None:
     """Delete a file, and the folders that are empty without it."""
     path.unlink(missing_ok=True)
     for folder in path.parents:
-        if folder == top or any(folder.iterdir() if folder.is_dir() else ()):
+        if folder == top or folder.is_symlink() or (folder.is_dir() and any(folder.iterdir())):
             break
         if folder.is_dir():
             folder.rmdir()

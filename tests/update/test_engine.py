@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,7 +67,7 @@ def test_each_kind_of_change_arrives(next_release: Small) -> None:
     assert not (next_release.service / STACK).exists()
     assert f"{MOVED} (from {STACK}, with your change)" in printed
     cache = next_release.read(CACHE)
-    assert "<<<<<<< yours\nSECONDS = 61\n=======\nSECONDS = 90\n>>>>>>> 1.1.0\n" in cache
+    assert "<<<<<<< yours\nSECONDS = 61\n=======\nSECONDS = 90\n>>>>>>> template-1.1.0\n" in cache
     assert "word 3 of the team" in next_release.read(GONE)
     stages = [line.split()[2:] for line in next_release.git("ls-files", "-u").splitlines()]
     assert stages == [["1", CACHE], ["2", CACHE], ["3", CACHE], ["1", GONE], ["2", GONE]]
@@ -542,7 +544,7 @@ def test_a_shallow_source_is_told(small: Small, tmp_path: Path) -> None:
 
 def test_a_folder_without_a_commit_is_told(small: Small) -> None:
     shutil.rmtree(small.service / ".git")
-    assert "no git repository with a commit" in small.update(code=2)
+    assert "finds no commit of this folder" in small.update(code=2)
 
 
 def test_copier_is_found_by_the_path_that_uv_tells(small: Small, tmp_path: Path) -> None:
@@ -556,3 +558,162 @@ def test_copier_is_found_by_the_path_that_uv_tells(small: Small, tmp_path: Path)
     arguments = (tmp_path / "arguments").read_text()
     assert arguments.startswith("tool run --quiet --from copier>=9.19,<10 copier recopy ")
     assert "trust" not in arguments
+
+
+def copier_after(small: Small, folder: Path, before: str, after: str = "true") -> dict[str, str]:
+    """Variables that have shell commands run around each render."""
+    script = folder / "copier"
+    copier = small.environment()["COPIER"]
+    script.write_text(
+        f'#!/bin/sh\n(cd {small.service} && {before}) >&2\n{copier} "$@" || exit\n'
+        f"cd {small.service} && {after}\n"
+    )
+    script.chmod(0o755)
+    return {"COPIER": str(script)}
+
+
+def test_what_is_written_while_it_renders_is_not_lost(next_release: Small, tmp_path: Path) -> None:
+    extra = copier_after(next_release, tmp_path, f"echo late line >> {STACK}")
+    assert f"  {STACK}\n" in next_release.update(code=2, extra=extra)
+    assert "late line" in next_release.read(STACK)
+
+
+def test_what_is_committed_while_it_renders_is_not_lost(
+    next_release: Small, tmp_path: Path
+) -> None:
+    commit = "git -c user.name=a -c user.email=a@example.com commit -q --allow-empty -m late"
+    extra = copier_after(next_release, tmp_path, "true", commit)
+    assert "committed meanwhile" in next_release.update(code=2, extra=extra)
+
+
+def test_two_updates_do_not_meet(next_release: Small, tmp_path: Path) -> None:
+    extra = copier_after(next_release, tmp_path, f"{sys.executable} -m devtools.update; false")
+    extra["COPIER"] = f"sh -c '{extra['COPIER']} \"$@\" && false' sh"
+    printed = next_release.update(code=2, extra=extra)
+    assert "could not render 1.0.0: Another update is at work here" in printed
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"GIT_DIR": "HERE/.git"},
+        {"GIT_DIR": "HERE/.git", "GIT_WORK_TREE": "HERE"},
+        {"GIT_INDEX_FILE": "HERE/.git/index"},
+        {"GIT_DEFAULT_HASH": "sha256"},
+    ],
+)
+def test_it_works_in_a_hook_of_git(next_release: Small, variables: dict[str, str]) -> None:
+    here = str(next_release.service)
+    given = {name: value.replace("HERE", here) for name, value in variables.items()}
+    before = next_release.tree()
+    next_release.update("--preview", extra=given)
+    assert next_release.tree() == before
+    next_release.update(code=1, extra=given)
+    assert "line 20 of the team" in next_release.read(MOVED)
+
+
+def test_a_folder_becomes_a_file(small: Small) -> None:
+    small.release("1.1.0", {"tools/a.py": "A = 1\n"})
+    small.update()
+    small.save()
+    small.release("1.2.0", {"tools/a.py": None})
+    (small.template / "template" / "tools").rmdir()
+    small.release("1.3.0", {"tools": "a file\n"})
+    small.write({"tools/mine.pyc": "MINE = 1\n", ".git/info/exclude": "mine.pyc\n"})
+    assert "  tools" in small.update("--to", "1.3.0", code=2)
+    small.write({"tools/mine.pyc": None})
+    before = small.tree()
+    small.update("--to", "1.3.0")
+    assert small.read("tools") == "a file\n"
+    small.update("--abort")
+    assert small.tree() == before
+
+
+def test_what_came_into_a_new_folder_is_no_obstacle_to_going_back(small: Small) -> None:
+    small.release("1.1.0", {GONE: None, "app/core/gone.py/inner.py": "INNER = 1\n"})
+    before = small.tree()
+    small.update()
+    small.write({"app/core/gone.py/cached.pyc": "x"})
+    assert "copies are in" in small.update("--abort")
+    assert small.tree() == before
+
+
+def test_a_link_to_a_folder_leads_nowhere(small: Small, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (small.service / "linked").symlink_to(tmp_path / "elsewhere")
+    small.write({".git/info/exclude": "linked\n"})
+    small.release("1.1.0", {"linked/x.py": "X = 1\n"})
+    assert "  linked\n" in small.update(code=2)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def test_an_unfinished_merge_is_refused(next_release: Small) -> None:
+    next_release.write({".git/MERGE_HEAD": next_release.git("rev-parse", "HEAD")})
+    assert "not finished here (MERGE_HEAD)" in next_release.update(code=2)
+
+
+@pytest.mark.parametrize(
+    ("written", "becomes"),
+    [
+        ("from app.core import cache; start()\n", None),
+        ("start(); from app.core import cache\n", None),
+        ("try: from app.core import cache, gone\nexcept E: pass\n", None),
+        ("from app.core import (\n    cache,  # we need it\n)\n", None),
+        (
+            "from app.core import cache  # noqa: E402 why\n",
+            "from app.core.redis import store as cache  # noqa: E402 why\n",
+        ),
+        (
+            "if 1:\r\n    from app.core import cache\r\n",
+            "if 1:\r\n    from app.core.redis import store as cache\r\n",
+        ),
+        ('u = "https://x.org/app/core/cache"\n', 'u = "https://x.org/app/core/cache"\n'),
+    ],
+)
+def test_no_code_is_lost_where_names_change(
+    small: Small, written: str, becomes: str | None
+) -> None:
+    """What shares its line with an import is left as it is, and told."""
+    small.write({"app/shop.py": written})
+    small.save()
+    small.release("1.1.0", {CACHE: None, "app/core/redis/store.py": FIRST[CACHE]}, renames=RENAMES)
+    printed = small.update()
+    assert small.read("app/shop.py") == (becomes or written)
+    assert ("app/shop.py names a module that is gone" in printed) is (becomes is None)
+
+
+def test_names_can_be_swapped_and_handed_on(small: Small) -> None:
+    table = """
+["1.1.0".modules]
+"app.core.stack" = "app.core.cache"
+"app.core.cache" = "app.core.stack"
+"app.core.a" = "app.core.b"
+["1.2.0".modules]
+"app.core.b" = "app.core.c"
+"""
+    own = ["import app.core.stack", "import app.core.cache", "import app.core.a"]
+    small.write({"app/shop.py": "\n".join(own)})
+    small.save()
+    small.release("1.2.0", {"new.py": ""}, renames=table)
+    small.update()
+    new = ["import app.core.cache", "import app.core.stack", "import app.core.c"]
+    assert small.read("app/shop.py").split("\n") == new
+
+
+def test_edits_of_two_rounds_are_both_kept(next_release: Small) -> None:
+    kept = []
+    for text in ("first", "second"):
+        next_release.update(code=1)
+        next_release.write({CACHE: text})
+        printed = next_release.update("--abort")
+        [copy] = [line for line in printed.splitlines() if CACHE in line]
+        kept.append(Path(copy.removeprefix("  - ")))
+    assert [path.read_text() for path in kept] == ["first", "second"]
+
+
+def test_a_reader_that_goes_away_does_not_change_the_outcome(next_release: Small) -> None:
+    shell = f"{sys.executable} -m devtools.update | head -n 1"
+    subprocess.run(
+        ["bash", "-c", shell], cwd=next_release.service, env=next_release.environment(), check=True
+    )
+    assert "line 20 of the team" in next_release.read(MOVED)
