@@ -121,14 +121,13 @@ class Template:
 
     def changelog(self, target: str) -> dict[str, str]:
         """The entries of the releases after the current one, newest first, by version."""
-        text = self.read(target, "CHANGELOG.md")
-        parts = _HEADING.split(text)[1:]
-        current, last = version(self.current), version(target)
+        known = _HEADING.findall(self.read(self.current, "CHANGELOG.md"))
+        parts = _HEADING.split(self.read(target, "CHANGELOG.md"))[1:]
+        current = version(self.current)
         return {
             name: entry.strip()
             for name, entry in zip(parts[::2], parts[1::2], strict=True)
-            if (number := version(name)) and (not current or number > current)
-            if not last or number <= last
+            if name not in known and (not current or (version(name) or current) > current)
         }
 
     def read(self, release: str, path: str) -> str:

@@ -717,3 +717,14 @@ def test_a_reader_that_goes_away_does_not_change_the_outcome(next_release: Small
         ["bash", "-c", shell], cwd=next_release.service, env=next_release.environment(), check=True
     )
     assert "line 20 of the team" in next_release.read(MOVED)
+
+
+def test_what_is_known_of_a_release_is_not_told_again(small: Small) -> None:
+    """Not even where the template has no tags, as in a clone of a clone."""
+    small.release("1.1.0", {"new.py": ""}, changelog=CHANGELOG)
+    commit = run_git(small.template, "rev-parse", "--short", "HEAD").strip()
+    run_git(small.template, "tag", "--delete", "1.0.0", "1.1.0")
+    small.write({".copier-answers.yml": f"_commit: {commit}\n_src_path: {small.template}\n"})
+    small.save()
+    assert "nothing newer" in small.update()
+    assert "When you update" not in small.update("--data", "name=value")
