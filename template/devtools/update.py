@@ -49,13 +49,10 @@ def main() -> None:
     except UpdateError as error:
         print(error)
         code = _FAILED
-    except BrokenPipeError:
-        # Nobody reads what is printed any more; by then the update is made.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = _DONE
     except OSError as error:
-        # The disk, or a program that is not there. What was begun has been taken back.
-        print(f"The update has failed and changed nothing: {error}")
+        # The disk, or a program that is not there.
+        print(f"Failed: {error}")
+        print("What it had begun is taken back, or `uv run just update --abort` does that.")
         code = _FAILED
     sys.exit(code)
 
@@ -139,7 +136,12 @@ def _update(project: Project, arguments: argparse.Namespace, folder: Path) -> in
             if change.is_unfinished:
                 change.take_back()
             raise
-    _report(outcome, template, target, is_tried=is_tried)
+    try:
+        _report(outcome, template, target, is_tried=is_tried)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads it any more, which changes nothing of the outcome.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _CONFLICTS if outcome.merge.stages and not is_tried else _DONE
 
 

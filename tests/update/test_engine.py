@@ -712,10 +712,15 @@ def test_edits_of_two_rounds_are_both_kept(next_release: Small) -> None:
 
 
 def test_a_reader_that_goes_away_does_not_change_the_outcome(next_release: Small) -> None:
-    shell = f"{sys.executable} -m devtools.update | head -n 1"
-    subprocess.run(
-        ["bash", "-c", shell], cwd=next_release.service, env=next_release.environment(), check=True
+    shell = f"{sys.executable} -m devtools.update | true"
+    result = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", shell],
+        cwd=next_release.service,
+        env=next_release.environment(),
+        stderr=subprocess.PIPE,
+        check=False,
     )
+    assert (result.returncode, result.stderr) == (1, b"")
     assert "line 20 of the team" in next_release.read(MOVED)
 
 

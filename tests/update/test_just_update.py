@@ -37,7 +37,10 @@ Just = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def just_update(
-    service: Path, *arguments: str, newest: bool = False
+    service: Path,
+    *arguments: str,
+    newest: bool = False,
+    extra: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """What the recipe runs, with the Copier of the harness.
 
@@ -45,8 +48,9 @@ def just_update(
         service: Its folder.
         arguments: The recipe's.
         newest: Whether with the working tree's engine instead of the service's own.
+        extra: More environment variables.
     """
-    own = {"COPIER": FAST_COPIER, "PYTHONDONTWRITEBYTECODE": "1"}
+    own = {"COPIER": FAST_COPIER, "PYTHONDONTWRITEBYTECODE": "1", **(extra or {})}
     if newest:
         own["PYTHONPATH"] = str(ROOT / "template")
     return subprocess.run(
@@ -323,3 +327,14 @@ def test_a_signal_while_it_renders_changes_nothing(
     assert output == b""
     assert read_tree_without_git(service) == before
     assert run_git(service, "status", "--porcelain") == ""
+
+
+def test_a_preview_in_a_hook_of_git_leaves_its_index_alone(
+    repository: TemplateRepository, service: Path
+) -> None:
+    """Git gives its hooks the path of an index, which Copier's own git would use as well."""
+    index = service / ".git" / "index"
+    before = index.read_bytes()
+    extra = {"GIT_INDEX_FILE": str(index)}
+    succeed(just_update(service, "--preview", "--to", repository.next, extra=extra))
+    assert index.read_bytes() == before
